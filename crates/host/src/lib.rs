@@ -1,0 +1,26 @@
+//! What Roost asks of the machine that it runs on: processes, exits, directories, sockets, TAPs, facts.
+//!
+//! This is the only crate with `unsafe` code, and little of it: forking a gated child ([`launch`]),
+//! one registration with tokio ([`process`]), one `getsockopt` ([`sockets`]), one `ioctl` ([`tap`]).
+//! Everything else goes through `rustix`.
+//!
+//! Absent on purpose: any knowledge of VMs, hypervisors, the database or the API. Nothing here
+//! decides; nothing here signals a process by its number or by its name.
+#![deny(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn)]
+
+pub mod dirs;
+pub mod exits;
+#[allow(
+    unsafe_code,
+    reason = "fork and what a forked child may call have no safe form"
+)]
+pub mod launch;
+pub mod process;
+#[allow(
+    unsafe_code,
+    reason = "rustix cannot represent a peer without a process number"
+)]
+pub mod sockets;
+pub mod stats;
+#[allow(unsafe_code, reason = "TUNSETIFF is an ioctl with a C structure")]
+pub mod tap;
