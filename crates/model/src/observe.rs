@@ -1,0 +1,79 @@
+//! From what a backend reports to what is recorded, and to what follows when a machine ended unasked.
+
+use crate::id::LaunchId;
+use crate::state::{Machine, Observed, Power};
+use crate::time::Timestamp;
+use crate::vm::{Failure, Vm};
+
+/// What a backend says of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// What is there.
+    pub machine: Machine,
+    /// The launch that it is about.
+    pub launch: Option<LaunchId>,
+}
+
+/// What follows from a machine that ended without anybody having asked for it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reaction {
+    /// Nothing: it is as wanted, or something else is under way.
+    None,
+    /// It stays down: this is the new desired power.
+    Settle(Power),
+    /// It is started again then; the record's `restarts` becomes this.
+    RestartAt(crate::vm::Restarts),
+    /// The restart that was scheduled is due.
+    RestartNow,
+    /// It was restarted too often.
+    GiveUp(Failure),
+}
+
+/// Takes a report into the record. A report about another launch than the recorded one is stale,
+/// and an end keeps its first cause: what clears a panicked machine away ends it a second time.
+pub fn observe(before: Observed, report: Report, now: Timestamp) -> Observed {
+    let another_launch = before.launch.is_some() && report.launch.is_some() && report.launch != before.launch;
+    if another_launch {
+        return before;
+    }
+    let machine = match (before.machine, report.machine) {
+        (Machine::Ended { cause, .. }, Machine::Ended { lingering, .. }) => Machine::Ended { cause, lingering },
+        // The same launch does not come back to life.
+        (Machine::Ended { .. }, Machine::Running | Machine::Paused) if report.launch == before.launch => before.machine,
+        (_, machine) => machine,
+    };
+    Observed {
+        machine,
+        launch: report.launch.or(before.launch),
+        since: if machine == before.machine { before.since } else { now },
+    }
+}
+
+/// What to do about a VM that no operation is at work on. `jitter` in 0..=1.
+pub fn react(vm: &Vm, now: Timestamp, jitter: f64) -> Reaction {
+    let Machine::Ended { cause, .. } = vm.observed.machine else { return Reaction::None };
+    if vm.desired.deleted || vm.desired.power == Power::Stopped || vm.failure.is_some() {
+        return Reaction::None;
+    }
+    let policy = &vm.spec.restart_policy;
+    if !policy.restarts(cause) {
+        return Reaction::Settle(Power::Stopped);
+    }
+    if let Some(due) = vm.restarts.due {
+        return if due <= now { Reaction::RestartNow } else { Reaction::None };
+    }
+    let ran_for = vm.started_at.map(|at| vm.observed.since.since(at)).unwrap_or_default();
+    let in_row = if ran_for >= policy.forgiven_after() { 0 } else { vm.restarts.in_row };
+    if policy.max_retries != 0 && in_row >= policy.max_retries {
+        return Reaction::GiveUp(Failure {
+            reason: "RESTART_LIMIT".to_owned(),
+            message: format!("ended ({cause}) after {in_row} restarts in a row; the policy allows no more"),
+            at: now,
+        });
+    }
+    Reaction::RestartAt(crate::vm::Restarts {
+        in_row: in_row + 1,
+        total: vm.restarts.total + 1,
+        due: Some(now.after(policy.delay(in_row, jitter))),
+    })
+}
