@@ -82,10 +82,7 @@ pub enum DirError {
 }
 
 fn holder(pid: Option<u32>) -> String {
-    pid.map_or_else(
-        || "another process".to_owned(),
-        |pid| format!("process {pid}"),
-    )
+    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
 }
 
 /// Makes sure that `path` is a directory of ours which nobody else can write to, creating it and
@@ -97,15 +94,9 @@ fn holder(pid: Option<u32>) -> String {
 /// # Errors
 /// Names what is wrong and where; nothing is repaired.
 pub fn ensure_private_dir(path: &Path) -> Result<OwnedFd, DirError> {
-    let plain = path
-        .components()
-        .all(|part| !matches!(part, std::path::Component::ParentDir));
-    let (Some(parent), Some(name), true) =
-        (path.parent(), path.file_name(), plain && path.is_absolute())
-    else {
-        return Err(DirError::NotAbsolute {
-            path: path.to_owned(),
-        });
+    let plain = path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    let (Some(parent), Some(name), true) = (path.parent(), path.file_name(), plain && path.is_absolute()) else {
+        return Err(DirError::NotAbsolute { path: path.to_owned() });
     };
     // Links above are followed (`/var/run` is one): the place that they lead to is what is checked.
     let parent = match std::fs::canonicalize(parent) {
@@ -122,11 +113,7 @@ pub fn ensure_private_dir(path: &Path) -> Result<OwnedFd, DirError> {
             })?
         }
         Err(source) => {
-            return Err(DirError::Call {
-                call: "realpath",
-                path: parent.to_owned(),
-                source,
-            });
+            return Err(DirError::Call { call: "realpath", path: parent.to_owned(), source });
         }
     };
     let parent_fd = open_dir(CWD, parent.as_os_str(), &parent)?;
@@ -169,13 +156,11 @@ impl DirLock {
             Err(errno) => return Err(call("flock", &path, errno)),
         }
         let text = format!("{}\n", std::process::id());
-        file.set_len(0)
-            .and_then(|()| file.write_all(text.as_bytes()))
-            .map_err(|source| DirError::Call {
-                call: "write",
-                path: path.clone(),
-                source,
-            })?;
+        file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(|source| DirError::Call {
+            call: "write",
+            path: path.clone(),
+            source,
+        })?;
         Ok(Self { path, _file: file })
     }
 
@@ -193,39 +178,24 @@ impl DirLock {
 pub fn atomic_write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DirError> {
     static SEQUENCE: AtomicU64 = AtomicU64::new(0);
     let (Some(dir_path), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(DirError::BadName {
-            name: path.as_os_str().to_owned(),
-        });
+        return Err(DirError::BadName { name: path.as_os_str().to_owned() });
     };
-    let dir_path = if dir_path.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        dir_path
-    };
+    let dir_path = if dir_path.as_os_str().is_empty() { Path::new(".") } else { dir_path };
     let dir = open_dir(CWD, dir_path.as_os_str(), dir_path)?;
     let mut temporary = OsString::from(".");
     temporary.push(name);
-    temporary.push(format!(
-        ".{}.{}.tmp",
-        std::process::id(),
-        SEQUENCE.fetch_add(1, Ordering::Relaxed)
-    ));
+    temporary.push(format!(".{}.{}.tmp", std::process::id(), SEQUENCE.fetch_add(1, Ordering::Relaxed)));
     // A leftover of a dead process with our number is in the way and is of no use.
     match rustix::fs::unlinkat(&dir, &temporary, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(errno) => return Err(call("unlink", &dir_path.join(&temporary), errno)),
     }
-    let written = write_new(&dir, &temporary, bytes, mode).and_then(|()| {
-        rustix::fs::renameat(&dir, &temporary, &dir, name).map_err(|errno| ("rename", errno.into()))
-    });
+    let written = write_new(&dir, &temporary, bytes, mode)
+        .and_then(|()| rustix::fs::renameat(&dir, &temporary, &dir, name).map_err(|errno| ("rename", errno.into())));
     if let Err((call, source)) = written {
         // The error at hand says more than a failure to tidy up after it.
         let _ = rustix::fs::unlinkat(&dir, &temporary, AtFlags::empty());
-        return Err(DirError::Call {
-            call,
-            path: path.to_owned(),
-            source,
-        });
+        return Err(DirError::Call { call, path: path.to_owned(), source });
     }
     rustix::fs::fsync(&dir).map_err(|errno| call("fsync", dir_path, errno))
 }
@@ -238,9 +208,7 @@ pub fn atomic_write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), DirError
 /// What could not be removed, and why.
 pub fn remove_tree_beneath(dir: &Path, name: &OsStr) -> Result<bool, DirError> {
     if name.is_empty() || name == "." || name == ".." || name.as_bytes().contains(&b'/') {
-        return Err(DirError::BadName {
-            name: name.to_owned(),
-        });
+        return Err(DirError::BadName { name: name.to_owned() });
     }
     let path = dir.join(name);
     let dir_fd = open_dir(CWD, dir.as_os_str(), dir)?;
@@ -270,13 +238,7 @@ fn empty(top: &OwnedFd, path: &Path) -> Result<(), DirError> {
     }
 }
 
-fn empty_level(
-    top: &OwnedFd,
-    dir: &OwnedFd,
-    path: &Path,
-    depth: usize,
-    moved: &mut u64,
-) -> Result<(), DirError> {
+fn empty_level(top: &OwnedFd, dir: &OwnedFd, path: &Path, depth: usize, moved: &mut u64) -> Result<(), DirError> {
     for name in entries(dir, path)? {
         let entry = path.join(&name);
         match unlink_entry(dir, &name, &entry)? {
@@ -284,13 +246,7 @@ fn empty_level(
             Unlinked::Directory if depth >= MAX_DEPTH => loop {
                 let shelf = format!(".removing-{moved}");
                 *moved += 1;
-                match rustix::fs::renameat_with(
-                    dir,
-                    &name,
-                    top,
-                    &shelf,
-                    rustix::fs::RenameFlags::NOREPLACE,
-                ) {
+                match rustix::fs::renameat_with(dir, &name, top, &shelf, rustix::fs::RenameFlags::NOREPLACE) {
                     Ok(()) => break,
                     Err(Errno::EXIST) => {}
                     Err(errno) => return Err(call("rename", &entry, errno)),
@@ -351,8 +307,7 @@ fn entries(dir: &OwnedFd, path: &Path) -> Result<Vec<OsString>, DirError> {
 fn open_beneath(dir: &OwnedFd, name: &OsStr, path: &Path) -> Result<OwnedFd, DirError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve)
-        .map_err(|errno| call("openat2", path, errno))
+    rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve).map_err(|errno| call("openat2", path, errno))
 }
 
 /// Opens a directory, not a link to one.
@@ -363,12 +318,8 @@ fn open_dir(base: impl AsFd, name: &OsStr, path: &Path) -> Result<OwnedFd, DirEr
         let is_link = rustix::fs::statat(&base, name, AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink);
         match errno {
-            Errno::LOOP | Errno::NOTDIR if is_link => DirError::Symlink {
-                path: path.to_owned(),
-            },
-            Errno::NOTDIR => DirError::NotADirectory {
-                path: path.to_owned(),
-            },
+            Errno::LOOP | Errno::NOTDIR if is_link => DirError::Symlink { path: path.to_owned() },
+            Errno::NOTDIR => DirError::NotADirectory { path: path.to_owned() },
             errno => call("open", path, errno),
         }
     })
@@ -378,18 +329,11 @@ fn check_private(fd: &OwnedFd, path: &Path) -> Result<(), DirError> {
     let stat = rustix::fs::fstat(fd).map_err(|errno| call("fstat", path, errno))?;
     let uid = rustix::process::geteuid().as_raw();
     if stat.st_uid != uid {
-        return Err(DirError::WrongOwner {
-            path: path.to_owned(),
-            owner: stat.st_uid,
-            expected: uid,
-        });
+        return Err(DirError::WrongOwner { path: path.to_owned(), owner: stat.st_uid, expected: uid });
     }
     let mode = stat.st_mode & 0o7777;
     if mode & 0o022 != 0 {
-        return Err(DirError::WritableByOthers {
-            path: path.to_owned(),
-            mode,
-        });
+        return Err(DirError::WritableByOthers { path: path.to_owned(), mode });
     }
     Ok(())
 }
@@ -401,40 +345,26 @@ fn check_above(path: &Path) -> Result<(), DirError> {
     for dir in path.ancestors() {
         let stat = rustix::fs::lstat(dir).map_err(|errno| call("lstat", dir, errno))?;
         if stat.st_uid != uid && stat.st_uid != 0 {
-            return Err(DirError::WrongOwner {
-                path: dir.to_owned(),
-                owner: stat.st_uid,
-                expected: uid,
-            });
+            return Err(DirError::WrongOwner { path: dir.to_owned(), owner: stat.st_uid, expected: uid });
         }
         let mode = stat.st_mode & 0o7777;
         let sticky = mode & 0o1000 != 0;
         // A group of one's own is how some distributions set up every user (umask 002).
         let own_group = stat.st_gid == gid;
         if !sticky && (mode & 0o002 != 0 || (mode & 0o020 != 0 && !own_group)) {
-            return Err(DirError::WritableByOthers {
-                path: dir.to_owned(),
-                mode,
-            });
+            return Err(DirError::WritableByOthers { path: dir.to_owned(), mode });
         }
     }
     Ok(())
 }
 
-fn write_new(
-    dir: &OwnedFd,
-    name: &OsStr,
-    bytes: &[u8],
-    mode: u32,
-) -> Result<(), (&'static str, io::Error)> {
+fn write_new(dir: &OwnedFd, name: &OsStr, bytes: &[u8], mode: u32) -> Result<(), (&'static str, io::Error)> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(|errno| ("open", errno.into()))?;
+    let fd = rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| ("open", errno.into()))?;
     let mut file = File::from(fd);
     file.write_all(bytes).map_err(|error| ("write", error))?;
     // The mode asked for, whatever the umask is.
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))
-        .map_err(|errno| ("fchmod", errno.into()))?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).map_err(|errno| ("fchmod", errno.into()))?;
     file.sync_all().map_err(|error| ("fsync", error))
 }
 
@@ -446,9 +376,5 @@ fn read_pid(file: &mut File) -> Option<u32> {
 }
 
 fn call(call: &'static str, path: &Path, errno: Errno) -> DirError {
-    DirError::Call {
-        call,
-        path: path.to_owned(),
-        source: errno.into(),
-    }
+    DirError::Call { call, path: path.to_owned(), source: errno.into() }
 }

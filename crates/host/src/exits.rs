@@ -94,22 +94,12 @@ impl ExitWatcher {
     /// # Errors
     /// No descriptor or thread is to be had.
     pub fn start() -> Result<(Self, UnboundedReceiver<Exit>), WatchError> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
-            .map_err(|errno| call("epoll_create1", errno))?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| call("epoll_create1", errno))?;
         let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| call("eventfd", errno))?;
-        epoll::add(
-            &epoll,
-            &stop,
-            epoll::EventData::new_u64(STOP),
-            epoll::EventFlags::IN,
-        )
-        .map_err(|errno| call("epoll_ctl", errno))?;
-        let shared = Arc::new(Shared {
-            epoll,
-            stop,
-            watches: Mutex::default(),
-        });
+        epoll::add(&epoll, &stop, epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)
+            .map_err(|errno| call("epoll_ctl", errno))?;
+        let shared = Arc::new(Shared { epoll, stop, watches: Mutex::default() });
         let (sender, receiver) = unbounded_channel();
         let thread = std::thread::Builder::new()
             .name("roost-exits".to_owned())
@@ -118,17 +108,8 @@ impl ExitWatcher {
                 let shared = Arc::clone(&shared);
                 move || shared.run(&sender)
             })
-            .map_err(|source| WatchError::Call {
-                call: "clone",
-                source,
-            })?;
-        Ok((
-            Self {
-                shared,
-                thread: Some(thread),
-            },
-            receiver,
-        ))
+            .map_err(|source| WatchError::Call { call: "clone", source })?;
+        Ok((Self { shared, thread: Some(thread) }, receiver))
     }
 
     /// Reports the end of `process` once, under `token`; at once if it has ended already.
@@ -144,22 +125,10 @@ impl ExitWatcher {
         watches.next_key += 1;
         let pidfd = process.shared_pidfd();
         // The lock is held: the thread cannot see the event before the watch is in the table.
-        epoll::add(
-            &self.shared.epoll,
-            &*pidfd,
-            epoll::EventData::new_u64(key),
-            epoll::EventFlags::IN,
-        )
-        .map_err(|errno| call("epoll_ctl", errno))?;
+        epoll::add(&self.shared.epoll, &*pidfd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)
+            .map_err(|errno| call("epoll_ctl", errno))?;
         watches.key_of.insert(token, key);
-        watches.by_key.insert(
-            key,
-            Watch {
-                token,
-                process: process.clone(),
-                pidfd,
-            },
-        );
+        watches.by_key.insert(key, Watch { token, process: process.clone(), pidfd });
         Ok(())
     }
 
@@ -203,11 +172,7 @@ impl Shared {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(256);
         loop {
             events.clear();
-            match epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut events),
-                None,
-            ) {
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => panic!("epoll_wait on a set that we own: {errno}"),
             }
@@ -232,10 +197,7 @@ impl Shared {
         let status = watch.process.reap().unwrap_or(None);
         // Sent under the lock: after `unwatch` returned, nothing more may come. A dropped receiver
         // wants no exits.
-        let _ = sender.send(Exit {
-            token: watch.token,
-            status,
-        });
+        let _ = sender.send(Exit { token: watch.token, status });
     }
 
     /// Takes the pidfd out of the set. Closing it would not: other handles share it.
@@ -250,8 +212,5 @@ impl Shared {
 }
 
 fn call(call: &'static str, errno: Errno) -> WatchError {
-    WatchError::Call {
-        call,
-        source: errno.into(),
-    }
+    WatchError::Call { call, source: errno.into() }
 }

@@ -219,35 +219,21 @@ impl Launch {
         let program = self.program.clone();
         let prepare = |call| {
             let program = program.clone();
-            move |errno: Errno| LaunchError::Prepare {
-                call,
-                program,
-                source: errno.into(),
-            }
+            move |errno: Errno| LaunchError::Prepare { call, program, source: errno.into() }
         };
-        let (gate, child_gate) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(prepare("socketpair"))?;
+        let (gate, child_gate) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .map_err(prepare("socketpair"))?;
         let image = ChildImage::prepare(self, child_gate)?;
         let pid = image.fork().map_err(prepare("fork"))?;
         // Until here the child's end was open on this side as well.
         drop(image);
         match Process::open_number(pid) {
-            Ok(Some(process)) => Ok(Gated {
-                program,
-                gate,
-                process: Some(process),
-            }),
+            Ok(Some(process)) => Ok(Gated { program, gate, process: Some(process) }),
             found => {
                 drop(gate);
                 reap_number(pid);
-                Err(found
-                    .err()
-                    .map_or(LaunchError::Died { program }, LaunchError::Process))
+                Err(found.err().map_or(LaunchError::Died { program }, LaunchError::Process))
             }
         }
     }
@@ -272,9 +258,7 @@ impl Gated {
     /// The handle of the waiting child, e.g. to watch it before it is released.
     #[must_use]
     pub fn process(&self) -> &Process {
-        self.process
-            .as_ref()
-            .expect("only release() takes the process, and it consumes self")
+        self.process.as_ref().expect("only release() takes the process, and it consumes self")
     }
 
     /// Opens the gate and waits until the child has become the program: microseconds to a few
@@ -287,18 +271,13 @@ impl Gated {
         let sent = retry(|| rustix::net::send(&self.gate, &[GO], SendFlags::NOSIGNAL));
         let report = self.read_report()?;
         match (report, sent) {
-            (Report::Silent, Ok(_)) => Ok(self
-                .process
-                .take()
-                .expect("only release() takes the process, and it consumes self")),
-            (Report::Silent, Err(_)) => Err(LaunchError::Died {
-                program: self.program.clone(),
-            }),
-            (Report::Failed(stage, source), _) => Err(LaunchError::Child {
-                stage,
-                program: self.program.clone(),
-                source,
-            }),
+            (Report::Silent, Ok(_)) => {
+                Ok(self.process.take().expect("only release() takes the process, and it consumes self"))
+            }
+            (Report::Silent, Err(_)) => Err(LaunchError::Died { program: self.program.clone() }),
+            (Report::Failed(stage, source), _) => {
+                Err(LaunchError::Child { stage, program: self.program.clone(), source })
+            }
         }
         // On every error path the drop of `self` reaps the child.
     }
@@ -312,10 +291,7 @@ impl Gated {
             let mut fds = [PollFd::new(&self.gate, PollFlags::IN)];
             match rustix::event::poll(&mut fds, Some(&left)) {
                 Ok(0) => {
-                    return Err(LaunchError::Stuck {
-                        program: self.program.clone(),
-                        limit: EXEC_DEADLINE,
-                    });
+                    return Err(LaunchError::Stuck { program: self.program.clone(), limit: EXEC_DEADLINE });
                 }
                 Ok(_) => break,
                 Err(Errno::INTR) => {}
@@ -332,15 +308,11 @@ impl Gated {
         match retry(|| rustix::net::recv(&self.gate, &mut report[..], RecvFlags::empty())) {
             Ok((REPORT_LEN, _)) => Ok(Report::parse(report)),
             // Reset: it was killed with the go byte unread.
-            Err(Errno::CONNRESET) => Err(LaunchError::Died {
-                program: self.program.clone(),
-            }),
+            Err(Errno::CONNRESET) => Err(LaunchError::Died { program: self.program.clone() }),
             Ok(_) => Ok(Report::Silent),
-            Err(errno) => Err(LaunchError::Prepare {
-                call: "recv",
-                program: self.program.clone(),
-                source: errno.into(),
-            }),
+            Err(errno) => {
+                Err(LaunchError::Prepare { call: "recv", program: self.program.clone(), source: errno.into() })
+            }
         }
     }
 }
@@ -377,10 +349,7 @@ impl Report {
             4 => Stage::WorkingDirectory,
             _ => Stage::Exec,
         };
-        Self::Failed(
-            stage,
-            io::Error::from_raw_os_error(i32::from_ne_bytes(errno)),
-        )
+        Self::Failed(stage, io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
     }
 }
 
@@ -401,15 +370,7 @@ struct ChildImage {
 
 impl ChildImage {
     fn prepare(launch: Launch, gate: OwnedFd) -> Result<Self, LaunchError> {
-        let Launch {
-            program,
-            args,
-            env,
-            cwd,
-            fds,
-            stdout,
-            stderr,
-        } = launch;
+        let Launch { program, args, env, cwd, fds, stdout, stderr } = launch;
         if !program.is_absolute() {
             return Err(LaunchError::ProgramNotAbsolute { program });
         }
@@ -424,11 +385,7 @@ impl ChildImage {
         let highest = targets.last().copied().unwrap_or(2);
         let failed = |call| {
             let program = program.clone();
-            move |errno: Errno| LaunchError::Prepare {
-                call,
-                program,
-                source: errno.into(),
-            }
+            move |errno: Errno| LaunchError::Prepare { call, program, source: errno.into() }
         };
         let null = |flags| rustix::fs::open("/dev/null", flags | OFlags::CLOEXEC, Mode::empty());
         let lift = |fd: OwnedFd| lift_above(fd, highest).map_err(failed("fcntl"));
@@ -438,21 +395,12 @@ impl ChildImage {
             Some(fd) => Ok(fd),
             None => null(OFlags::WRONLY).map_err(failed("open /dev/null")),
         };
-        let mut copies = vec![
-            (lift(stdin)?, 0),
-            (lift(out(stdout)?)?, 1),
-            (lift(out(stderr)?)?, 2),
-        ];
+        let mut copies = vec![(lift(stdin)?, 0), (lift(out(stdout)?)?, 1), (lift(out(stderr)?)?, 2)];
         for (fd, target) in fds {
             copies.push((lift(fd)?, target));
         }
         let gate = lift(gate)?;
-        let gaps = gaps_between(
-            copies
-                .iter()
-                .map(|(_, target)| *target)
-                .chain([gate.as_raw_fd()]),
-        );
+        let gaps = gaps_between(copies.iter().map(|(_, target)| *target).chain([gate.as_raw_fd()]));
 
         let mut strings = vec![c_string("the program", program.as_os_str())?];
         for arg in &args {
@@ -468,13 +416,8 @@ impl ChildImage {
             pair.push(value);
             strings.push(c_string("the environment variable", &pair)?);
         }
-        let pointers = |strings: &[CString]| {
-            strings
-                .iter()
-                .map(|string| string.as_ptr())
-                .chain([ptr::null()])
-                .collect::<Vec<_>>()
-        };
+        let pointers =
+            |strings: &[CString]| strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>();
         Ok(Self {
             program: c_string("the program", program.as_os_str())?,
             cwd: c_string("the working directory", cwd.as_os_str())?,
@@ -501,9 +444,7 @@ impl ChildImage {
         restore_signals(&before);
         match u32::try_from(pid) {
             Ok(pid) => Ok(pid),
-            Err(_negative) => Err(Errno::from_raw_os_error(
-                errno.raw_os_error().unwrap_or(libc::EAGAIN),
-            )),
+            Err(_negative) => Err(Errno::from_raw_os_error(errno.raw_os_error().unwrap_or(libc::EAGAIN))),
         }
     }
 
@@ -543,13 +484,7 @@ impl ChildImage {
         self.wait_at_gate();
         // SAFETY: arrays made before the fork, of strings ended by zero, ended by null; the strings
         // live in `self`.
-        unsafe {
-            libc::execve(
-                self.program.as_ptr(),
-                self.argv.as_ptr(),
-                self.envp.as_ptr(),
-            )
-        };
+        unsafe { libc::execve(self.program.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
         self.fail(Stage::Exec)
     }
 
@@ -579,12 +514,7 @@ impl ChildImage {
         // SAFETY: sends from a local; then ends the process without running anything of the parent's.
         // Nobody is left to tell if sending fails.
         unsafe {
-            libc::send(
-                self.gate.as_raw_fd(),
-                report.as_ptr().cast(),
-                report.len(),
-                libc::MSG_NOSIGNAL,
-            );
+            libc::send(self.gate.as_raw_fd(), report.as_ptr().cast(), report.len(), libc::MSG_NOSIGNAL);
             libc::_exit(127)
         }
     }
@@ -615,10 +545,7 @@ fn gaps_between(kept: impl Iterator<Item = RawFd>) -> Vec<(u32, u32)> {
 }
 
 fn c_string(what: &'static str, value: &OsStr) -> Result<CString, LaunchError> {
-    CString::new(value.as_bytes()).map_err(|_zero| LaunchError::ZeroByte {
-        what,
-        value: value.to_owned(),
-    })
+    CString::new(value.as_bytes()).map_err(|_zero| LaunchError::ZeroByte { what, value: value.to_owned() })
 }
 
 fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
@@ -669,13 +596,9 @@ fn default_signals() {
 
 /// Collects a child that has no handle. It is about to end: its gate is closed.
 fn reap_number(pid: u32) {
-    if let Some(pid) = i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-    {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
         // Already collected is all that can go wrong.
-        let _ =
-            retry(|| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()));
+        let _ = retry(|| rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()));
     }
 }
 
@@ -683,9 +606,7 @@ fn reap_number(pid: u32) {
 /// Returns an absolute path of a file that somebody may execute.
 #[must_use]
 pub fn find_program(name: &Path) -> Option<PathBuf> {
-    let executable = |path: &Path| {
-        path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
-    };
+    let executable = |path: &Path| path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok();
     if name.components().count() > 1 || name.is_absolute() {
         let path = std::path::absolute(name).ok()?;
         return executable(&path).then_some(path);

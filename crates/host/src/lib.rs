@@ -1,8 +1,7 @@
 //! What Roost asks of the machine that it runs on: processes, exits, directories, sockets, TAPs, facts.
 //!
-//! This is the only crate with `unsafe` code, and little of it: forking a gated child ([`launch`]),
-//! one registration with tokio ([`process`]), one `getsockopt` ([`sockets`]), one `ioctl` ([`tap`]).
-//! Everything else goes through `rustix`.
+//! This is the only crate with `unsafe` code, and only where `rustix` and the standard library have
+//! no safe form: the modules marked here, and one registration with tokio in [`process`].
 //!
 //! Absent on purpose: any knowledge of VMs, hypervisors, the database or the API. Nothing here
 //! decides; nothing here signals a process by its number or by its name.
@@ -10,16 +9,14 @@
 
 pub mod dirs;
 pub mod exits;
-#[allow(
-    unsafe_code,
-    reason = "fork and what a forked child may call have no safe form"
-)]
+#[allow(unsafe_code, reason = "the number of a descriptor becomes its owner")]
+pub mod inherited;
+#[allow(unsafe_code, reason = "fork and what a forked child may call have no safe form")]
 pub mod launch;
 pub mod process;
-#[allow(
-    unsafe_code,
-    reason = "rustix cannot represent a peer without a process number"
-)]
+#[allow(unsafe_code, reason = "signal sets and signalfd have no safe form")]
+pub mod signals;
+#[allow(unsafe_code, reason = "rustix cannot represent a peer without a process number")]
 pub mod sockets;
 pub mod stats;
 #[allow(unsafe_code, reason = "TUNSETIFF is an ioctl with a C structure")]

@@ -87,11 +87,7 @@ impl ProcessIdent {
     /// `/proc` is not readable.
     pub fn current() -> Result<Self, ProcessError> {
         let pid = std::process::id();
-        Self::of(pid)?.ok_or(ProcessError::Call {
-            call: "read /proc/self/stat",
-            pid,
-            source: Errno::SRCH.into(),
-        })
+        Self::of(pid)?.ok_or(ProcessError::Call { call: "read /proc/self/stat", pid, source: Errno::SRCH.into() })
     }
 
     /// The identity of whoever has this number now. Only for a number that cannot be reused
@@ -100,11 +96,7 @@ impl ProcessIdent {
         let Some(stat) = Stat::read(pid)? else {
             return Ok(None);
         };
-        Ok(Some(Self {
-            pid,
-            start_time_ticks: stat.start_time_ticks,
-            boot_id: boot_id()?.to_owned(),
-        }))
+        Ok(Some(Self { pid, start_time_ticks: stat.start_time_ticks, boot_id: boot_id()?.to_owned() }))
     }
 }
 
@@ -144,29 +136,19 @@ impl Process {
     }
 
     pub(crate) fn open_number(pid: u32) -> Result<Option<Self>, ProcessError> {
-        let number = i32::try_from(pid)
-            .ok()
-            .and_then(Pid::from_raw)
-            .ok_or(ProcessError::BadPid { pid })?;
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(ProcessError::BadPid { pid })?;
         let pidfd = match rustix::process::pidfd_open(number, PidfdFlags::empty()) {
             Ok(fd) => fd,
             // EINVAL: the number is a thread now, not a process. ENOENT: the same, said by Linux 6.9 and up.
             Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
             Err(errno) => {
-                return Err(ProcessError::Call {
-                    call: "pidfd_open",
-                    pid,
-                    source: errno.into(),
-                });
+                return Err(ProcessError::Call { call: "pidfd_open", pid, source: errno.into() });
             }
         };
         let Some(ident) = ProcessIdent::of(pid)? else {
             return Ok(None);
         };
-        let process = Self {
-            ident,
-            pidfd: Arc::new(pidfd),
-        };
+        let process = Self { ident, pidfd: Arc::new(pidfd) };
         Ok(process.is_alive()?.then_some(process))
     }
 
@@ -213,13 +195,7 @@ impl Process {
     pub fn is_alive(&self) -> Result<bool, ProcessError> {
         loop {
             let mut fds = [PollFd::new(&*self.pidfd, PollFlags::IN)];
-            match rustix::event::poll(
-                &mut fds,
-                Some(&Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 0,
-                }),
-            ) {
+            match rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
                 Ok(ready) => return Ok(ready == 0),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(self.call("poll", errno)),
@@ -237,23 +213,15 @@ impl Process {
             return Ok(true);
         }
         // A descriptor of its own: tokio's epoll set takes each only once, and two tasks may wait.
-        let own = rustix::io::fcntl_dupfd_cloexec(&*self.pidfd, 0)
-            .map_err(|errno| self.call("fcntl", errno))?;
+        let own = rustix::io::fcntl_dupfd_cloexec(&*self.pidfd, 0).map_err(|errno| self.call("fcntl", errno))?;
         // SAFETY: an OwnedFd is one open descriptor until it is dropped, and the AsyncFd owns it.
         #[allow(unsafe_code, reason = "tokio has no safe form for an OwnedFd")]
         let own = unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) };
-        let own = own.map_err(|source| ProcessError::Call {
-            call: "epoll_ctl",
-            pid: self.ident.pid,
-            source: source.into(),
-        })?;
+        let own =
+            own.map_err(|source| ProcessError::Call { call: "epoll_ctl", pid: self.ident.pid, source: source.into() })?;
         match tokio::time::timeout(deadline, own.readable()).await {
             Ok(Ok(_)) => Ok(true),
-            Ok(Err(source)) => Err(ProcessError::Call {
-                call: "epoll_wait",
-                pid: self.ident.pid,
-                source,
-            }),
+            Ok(Err(source)) => Err(ProcessError::Call { call: "epoll_wait", pid: self.ident.pid, source }),
             Err(_elapsed) => Ok(!self.is_alive()?),
         }
     }
@@ -287,11 +255,7 @@ impl Process {
     }
 
     fn call(&self, call: &'static str, errno: Errno) -> ProcessError {
-        ProcessError::Call {
-            call,
-            pid: self.ident.pid,
-            source: errno.into(),
-        }
+        ProcessError::Call { call, pid: self.ident.pid, source: errno.into() }
     }
 }
 
@@ -305,10 +269,7 @@ pub fn boot_id() -> Result<&'static str, ProcessError> {
         return Ok(id);
     }
     let path = "/proc/sys/kernel/random/boot_id";
-    let text = std::fs::read_to_string(path).map_err(|source| ProcessError::Proc {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = std::fs::read_to_string(path).map_err(|source| ProcessError::Proc { path: path.to_owned(), source })?;
     Ok(BOOT_ID.get_or_init(|| text.trim().to_owned()))
 }
 
@@ -335,10 +296,7 @@ impl Stat {
         let text = String::from_utf8_lossy(&bytes);
         match Self::parse(&text) {
             Some(stat) => Ok(Some(stat)),
-            None => Err(ProcessError::Format {
-                path,
-                text: text.into_owned(),
-            }),
+            None => Err(ProcessError::Format { path, text: text.into_owned() }),
         }
     }
 
@@ -361,6 +319,5 @@ impl Stat {
 
 /// A file under `/proc/<pid>` is missing, or its process ended between open and read.
 pub(crate) fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-        || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }

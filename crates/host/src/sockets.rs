@@ -89,15 +89,11 @@ pub fn bind_unix(path: &Path) -> Result<UnixListener, SocketError> {
         Err(Errno::NOENT) => {}
         Err(errno) => return Err(call("stat", path, errno)),
         Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => {
-            return Err(SocketError::NotASocket {
-                path: path.to_owned(),
-            });
+            return Err(SocketError::NotASocket { path: path.to_owned() });
         }
         Ok(_) => match connect_unix(path) {
             Ok(_) | Err(SocketError::Busy { .. }) => {
-                return Err(SocketError::InUse {
-                    path: path.to_owned(),
-                });
+                return Err(SocketError::InUse { path: path.to_owned() });
             }
             Err(SocketError::NoServer { .. }) => {
                 match rustix::fs::unlinkat(place.base(), &place.name, AtFlags::empty()) {
@@ -111,14 +107,11 @@ pub fn bind_unix(path: &Path) -> Result<UnixListener, SocketError> {
     let socket = stream_socket(path)?;
     // On Linux the mode of an unbound socket becomes the mode of its file: no instant at which
     // others could connect, and no change of the process-wide umask.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)
-        .map_err(|errno| call("fchmod", path, errno))?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|errno| call("fchmod", path, errno))?;
     match rustix::net::bind(&socket, &place.address(path)?) {
         Ok(()) => {}
         Err(Errno::ADDRINUSE) => {
-            return Err(SocketError::InUse {
-                path: path.to_owned(),
-            });
+            return Err(SocketError::InUse { path: path.to_owned() });
         }
         Err(errno) => return Err(call("bind", path, errno)),
     }
@@ -138,13 +131,10 @@ pub fn connect_unix(path: &Path) -> Result<UnixStream, SocketError> {
         return match rustix::net::connect(&socket, &place.address(path)?) {
             Ok(()) => Ok(UnixStream::from(socket)),
             Err(Errno::INTR) => continue,
-            Err(Errno::AGAIN) => Err(SocketError::Busy {
-                path: path.to_owned(),
-            }),
-            Err(errno @ (Errno::CONNREFUSED | Errno::NOENT)) => Err(SocketError::NoServer {
-                path: path.to_owned(),
-                source: errno.into(),
-            }),
+            Err(Errno::AGAIN) => Err(SocketError::Busy { path: path.to_owned() }),
+            Err(errno @ (Errno::CONNREFUSED | Errno::NOENT)) => {
+                Err(SocketError::NoServer { path: path.to_owned(), source: errno.into() })
+            }
             Err(errno) => Err(call("connect", path, errno)),
         };
     }
@@ -155,13 +145,8 @@ pub fn connect_unix(path: &Path) -> Result<UnixStream, SocketError> {
 /// # Errors
 /// No descriptors are left.
 pub fn socketpair() -> Result<(OwnedFd, OwnedFd), SocketError> {
-    rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(|errno| call("socketpair", Path::new(""), errno))
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| call("socketpair", Path::new(""), errno))
 }
 
 /// Who connected.
@@ -172,11 +157,7 @@ pub fn peer_credentials(socket: impl AsFd) -> Result<PeerCredentials, SocketErro
     let failed = |errno| call("getsockopt SO_PEERCRED", Path::new(""), errno);
     // Not by `rustix`: its type has no room for the process number 0, which the kernel tells for a
     // process that this PID namespace does not contain.
-    let mut peer = libc::ucred {
-        pid: 0,
-        uid: u32::MAX,
-        gid: u32::MAX,
-    };
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes into a local of that size and type.
     let result = unsafe {
@@ -189,9 +170,7 @@ pub fn peer_credentials(socket: impl AsFd) -> Result<PeerCredentials, SocketErro
         )
     };
     if result < 0 {
-        let errno = io::Error::last_os_error()
-            .raw_os_error()
-            .unwrap_or(libc::EIO);
+        let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
         return Err(failed(Errno::from_raw_os_error(errno)));
     }
     // A socket that never had a peer answers with nobody.
@@ -199,11 +178,7 @@ pub fn peer_credentials(socket: impl AsFd) -> Result<PeerCredentials, SocketErro
         return Err(failed(Errno::NOTCONN));
     }
     let pid = u32::try_from(peer.pid).ok().filter(|pid| *pid != 0);
-    Ok(PeerCredentials {
-        uid: peer.uid,
-        gid: peer.gid,
-        pid,
-    })
+    Ok(PeerCredentials { uid: peer.uid, gid: peer.gid, pid })
 }
 
 /// Where a socket file is: by its path, or by its directory's descriptor where the path is too long.
@@ -215,28 +190,17 @@ struct Place {
 impl Place {
     fn of(path: &Path) -> Result<Self, SocketError> {
         if path.as_os_str().len() <= MAX_PATH {
-            return Ok(Self {
-                dir: None,
-                name: path.to_owned(),
-            });
+            return Ok(Self { dir: None, name: path.to_owned() });
         }
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(SocketError::BadPath {
-                path: path.to_owned(),
-            });
+            return Err(SocketError::BadPath { path: path.to_owned() });
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(parent, flags, Mode::empty()).map_err(|errno| match errno {
-            Errno::NOENT => SocketError::NoServer {
-                path: path.to_owned(),
-                source: errno.into(),
-            },
+            Errno::NOENT => SocketError::NoServer { path: path.to_owned(), source: errno.into() },
             errno => call("open", parent, errno),
         })?;
-        Ok(Self {
-            dir: Some(dir),
-            name: PathBuf::from(name),
-        })
+        Ok(Self { dir: Some(dir), name: PathBuf::from(name) })
     }
 
     fn base(&self) -> std::os::fd::BorrowedFd<'_> {
@@ -253,13 +217,9 @@ impl Place {
             }
         };
         if short.as_os_str().len() > MAX_PATH || is_abstract(short.as_os_str()) {
-            return Err(SocketError::BadPath {
-                path: path.to_owned(),
-            });
+            return Err(SocketError::BadPath { path: path.to_owned() });
         }
-        SocketAddrUnix::new(&*short).map_err(|_errno| SocketError::BadPath {
-            path: path.to_owned(),
-        })
+        SocketAddrUnix::new(&*short).map_err(|_errno| SocketError::BadPath { path: path.to_owned() })
     }
 }
 
@@ -276,9 +236,5 @@ fn stream_socket(path: &Path) -> Result<OwnedFd, SocketError> {
 }
 
 fn call(call: &'static str, path: &Path, errno: Errno) -> SocketError {
-    SocketError::Call {
-        call,
-        path: path.to_owned(),
-        source: errno.into(),
-    }
+    SocketError::Call { call, path: path.to_owned(), source: errno.into() }
 }

@@ -164,17 +164,10 @@ pub fn memory() -> Result<Memory, StatsError> {
     let path = Path::new("/proc/meminfo");
     let text = read(path)?;
     let value = |field: &'static str| {
-        let line = text
-            .lines()
-            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         line.and_then(|rest| rest.split_ascii_whitespace().next()?.parse::<u64>().ok())
     };
-    let need = |field| {
-        value(field).ok_or_else(|| StatsError::Missing {
-            path: path.to_owned(),
-            field,
-        })
-    };
+    let need = |field| value(field).ok_or_else(|| StatsError::Missing { path: path.to_owned(), field });
     Ok(Memory {
         total_bytes: need("MemTotal")? * 1024,
         available_bytes: need("MemAvailable")? * 1024,
@@ -201,11 +194,7 @@ pub fn cpu() -> Result<Cpu, StatsError> {
 #[must_use]
 pub fn kvm_modules() -> KvmModules {
     let loaded = |name: &str| Path::new("/sys/module").join(name).is_dir();
-    KvmModules {
-        intel: loaded("kvm_intel"),
-        amd: loaded("kvm_amd"),
-        pvm: loaded("kvm_pvm"),
-    }
+    KvmModules { intel: loaded("kvm_intel"), amd: loaded("kvm_amd"), pvm: loaded("kvm_pvm") }
 }
 
 /// Room on the file system that holds `path`.
@@ -232,8 +221,7 @@ pub fn measure_fdatasync(dir: &Path, samples: usize) -> Result<Duration, StatsEr
     for _ in 0..samples.max(1) {
         let mut left = &block[..];
         while !left.is_empty() {
-            let wrote = rustix::io::write(&probe.fd, left)
-                .map_err(|errno| file("write", &probe.path, errno))?;
+            let wrote = rustix::io::write(&probe.fd, left).map_err(|errno| file("write", &probe.path, errno))?;
             left = &left[wrote..];
         }
         let from = Instant::now();
@@ -253,10 +241,8 @@ struct Probe {
 impl Probe {
     fn create(dir: &Path) -> Result<Self, StatsError> {
         let path = dir.join(format!(".roost-fdatasync-{}", std::process::id()));
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|errno| file("open", &path, errno))?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| file("open", &path, errno))?;
         Ok(Self { path, fd })
     }
 }
@@ -277,25 +263,15 @@ fn read_io(pid: u32) -> Result<Option<ProcessIo>, StatsError> {
             return Ok(None);
         }
         Err(source) => {
-            return Err(StatsError::File {
-                call: "read",
-                path,
-                source,
-            });
+            return Err(StatsError::File { call: "read", path, source });
         }
     };
     Ok(parse_io(&text))
 }
 
 fn parse_io(text: &str) -> Option<ProcessIo> {
-    let value = |field| {
-        text.lines()
-            .find_map(|line| line.strip_prefix(field)?.trim().parse::<u64>().ok())
-    };
-    Some(ProcessIo {
-        read_bytes: value("read_bytes:")?,
-        write_bytes: value("write_bytes:")?,
-    })
+    let value = |field| text.lines().find_map(|line| line.strip_prefix(field)?.trim().parse::<u64>().ok());
+    Some(ProcessIo { read_bytes: value("read_bytes:")?, write_bytes: value("write_bytes:")? })
 }
 
 /// The first processor's lines; the kernel keeps them alike.
@@ -303,9 +279,7 @@ fn parse_cpu(text: &str, count: u32) -> Cpu {
     let value = |names: &[&str]| {
         text.lines().find_map(|line| {
             let (name, value) = line.split_once(':')?;
-            names
-                .contains(&name.trim())
-                .then(|| value.trim().to_owned())
+            names.contains(&name.trim()).then(|| value.trim().to_owned())
         })
     };
     let flags = value(&["flags", "Features"]).unwrap_or_default();
@@ -317,17 +291,9 @@ fn parse_cpu(text: &str, count: u32) -> Cpu {
 }
 
 fn read(path: &Path) -> Result<String, StatsError> {
-    fs::read_to_string(path).map_err(|source| StatsError::File {
-        call: "read",
-        path: path.to_owned(),
-        source,
-    })
+    fs::read_to_string(path).map_err(|source| StatsError::File { call: "read", path: path.to_owned(), source })
 }
 
 fn file(call: &'static str, path: &Path, errno: Errno) -> StatsError {
-    StatsError::File {
-        call,
-        path: path.to_owned(),
-        source: errno.into(),
-    }
+    StatsError::File { call, path: path.to_owned(), source: errno.into() }
 }

@@ -18,9 +18,7 @@ const MAX_NAME: usize = 15;
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// Not 1 to 15 of the permitted characters.
-    #[error(
-        "{name:?} is not an interface name: 1 to {MAX_NAME} of A-Z a-z 0-9 _ - . are permitted"
-    )]
+    #[error("{name:?} is not an interface name: 1 to {MAX_NAME} of A-Z a-z 0-9 _ - . are permitted")]
     BadName {
         /// The name at fault.
         name: String,
@@ -71,25 +69,16 @@ pub enum TapError {
 pub fn open_tap(name: &str) -> Result<OwnedFd, TapError> {
     check_name(name)?;
     let before = Interface::look_up(name)?;
-    let fd = rustix::fs::open(
-        "/dev/net/tun",
-        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK,
-        Mode::empty(),
-    )
-    .map_err(|errno| refused("open /dev/net/tun", name, errno))?;
+    let fd = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+        .map_err(|errno| refused("open /dev/net/tun", name, errno))?;
     // The kernel insists that the number of queues is asked for as the interface was made.
-    let flags = libc::IFF_TAP
-        | libc::IFF_NO_PI
-        | libc::IFF_VNET_HDR
-        | (before.tun_flags & libc::IFF_MULTI_QUEUE);
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | (before.tun_flags & libc::IFF_MULTI_QUEUE);
     attach(&fd, name, flags).map_err(|errno| refused("TUNSETIFF", name, errno))?;
     // Asked for by name, an interface that went away meanwhile is made anew: then this one is
     // another. It is not persistent and goes with the descriptor.
     match Interface::look_up(name) {
         Ok(after) if after.index == before.index => Ok(fd),
-        _ => Err(TapError::NotFound {
-            name: name.to_owned(),
-        }),
+        _ => Err(TapError::NotFound { name: name.to_owned() }),
     }
 }
 
@@ -100,17 +89,8 @@ pub fn open_tap(name: &str) -> Result<OwnedFd, TapError> {
 /// [`TapError::BadName`].
 pub fn check_name(name: &str) -> Result<(), TapError> {
     let permitted = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
-    let good = !name.is_empty()
-        && name.len() <= MAX_NAME
-        && name.bytes().all(permitted)
-        && !matches!(name, "." | "..");
-    if good {
-        Ok(())
-    } else {
-        Err(TapError::BadName {
-            name: name.to_owned(),
-        })
-    }
+    let good = !name.is_empty() && name.len() <= MAX_NAME && name.bytes().all(permitted) && !matches!(name, "." | "..");
+    if good { Ok(()) } else { Err(TapError::BadName { name: name.to_owned() }) }
 }
 
 struct Interface {
@@ -120,9 +100,7 @@ struct Interface {
 
 impl Interface {
     fn look_up(name: &str) -> Result<Self, TapError> {
-        let not_found = || TapError::NotFound {
-            name: name.to_owned(),
-        };
+        let not_found = || TapError::NotFound { name: name.to_owned() };
         // /sys shows the network namespace in which it was mounted, which need not be ours: the
         // index asked of a socket tells.
         let index = interface_index(name)?;
@@ -130,13 +108,9 @@ impl Interface {
         if listed.parse() != Ok(index) {
             return Err(not_found());
         }
-        let not_a_tap = || TapError::NotATap {
-            name: name.to_owned(),
-        };
+        let not_a_tap = || TapError::NotATap { name: name.to_owned() };
         let flags = read_attribute(name, "tun_flags")?.ok_or_else(not_a_tap)?;
-        let flags = flags
-            .strip_prefix("0x")
-            .and_then(|hex| i32::from_str_radix(hex, 16).ok());
+        let flags = flags.strip_prefix("0x").and_then(|hex| i32::from_str_radix(hex, 16).ok());
         match flags {
             Some(tun_flags) if tun_flags & libc::IFF_TAP != 0 => Ok(Self { index, tun_flags }),
             _ => Err(not_a_tap()),
@@ -145,13 +119,7 @@ impl Interface {
 }
 
 fn interface_index(name: &str) -> Result<u32, TapError> {
-    let failed = |call| {
-        move |errno: Errno| TapError::Call {
-            call,
-            name: name.to_owned(),
-            source: errno.into(),
-        }
-    };
+    let failed = |call| move |errno: Errno| TapError::Call { call, name: name.to_owned(), source: errno.into() };
     let socket = rustix::net::socket_with(
         rustix::net::AddressFamily::UNIX,
         rustix::net::SocketType::DGRAM,
@@ -161,9 +129,7 @@ fn interface_index(name: &str) -> Result<u32, TapError> {
     .map_err(failed("socket"))?;
     match rustix::net::netdevice::name_to_index(&socket, name) {
         Ok(index) => Ok(index),
-        Err(Errno::NODEV) => Err(TapError::NotFound {
-            name: name.to_owned(),
-        }),
+        Err(Errno::NODEV) => Err(TapError::NotFound { name: name.to_owned() }),
         Err(errno) => Err(failed("SIOCGIFINDEX")(errno)),
     }
 }
@@ -173,11 +139,7 @@ fn read_attribute(name: &str, attribute: &str) -> Result<Option<String>, TapErro
     match std::fs::read_to_string(format!("/sys/class/net/{name}/{attribute}")) {
         Ok(text) => Ok(Some(text.trim().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TapError::Call {
-            call: "read /sys/class/net",
-            name: name.to_owned(),
-            source,
-        }),
+        Err(source) => Err(TapError::Call { call: "read /sys/class/net", name: name.to_owned(), source }),
     }
 }
 
@@ -192,9 +154,7 @@ fn attach(fd: &OwnedFd, name: &str, flags: i32) -> Result<(), Errno> {
     // with a zero as one byte more than MAX_NAME is left zero.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if result < 0 {
-        let errno = io::Error::last_os_error()
-            .raw_os_error()
-            .unwrap_or(libc::EIO);
+        let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
         return Err(Errno::from_raw_os_error(errno));
     }
     Ok(())
@@ -204,14 +164,7 @@ fn refused(call: &'static str, name: &str, errno: Errno) -> TapError {
     let name = name.to_owned();
     match errno {
         Errno::BUSY => TapError::Busy { name },
-        Errno::PERM | Errno::ACCESS => TapError::Permission {
-            name,
-            source: errno.into(),
-        },
-        errno => TapError::Call {
-            call,
-            name,
-            source: errno.into(),
-        },
+        Errno::PERM | Errno::ACCESS => TapError::Permission { name, source: errno.into() },
+        errno => TapError::Call { call, name, source: errno.into() },
     }
 }
