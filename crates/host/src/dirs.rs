@@ -378,3 +378,245 @@ fn read_pid(file: &mut File) -> Option<u32> {
 fn call(call: &'static str, path: &Path, errno: Errno) -> DirError {
     DirError::Call { call, path: path.to_owned(), source: errno.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    fn chmod(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_private_dir_is_made_with_what_is_above_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/c");
+        ensure_private_dir(&path).unwrap();
+        ensure_private_dir(&path).unwrap();
+        for made in ["a", "a/b", "a/b/c"] {
+            assert_eq!(mode(&dir.path().join(made)), 0o700, "{made}");
+        }
+        chmod(&path, 0o755);
+        ensure_private_dir(&path).unwrap();
+        assert_eq!(mode(&path), 0o755, "an existing directory keeps its mode");
+    }
+
+    #[test]
+    fn a_dir_that_others_may_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("private");
+        ensure_private_dir(&path).unwrap();
+        for bad in [0o720, 0o702, 0o777, 0o1777] {
+            chmod(&path, bad);
+            match ensure_private_dir(&path) {
+                Err(DirError::WritableByOthers { path: at_fault, mode }) => {
+                    assert_eq!((at_fault, mode), (path.clone(), bad));
+                }
+                other => panic!("{bad:o}: {other:?}"),
+            }
+        }
+        // Above it: sticky is what protects /tmp.
+        chmod(&path, 0o777);
+        let below = path.join("below");
+        assert!(matches!(ensure_private_dir(&below), Err(DirError::WritableByOthers { .. })));
+        assert!(!below.exists(), "nothing is made where it would not be safe");
+        chmod(&path, 0o1777);
+        ensure_private_dir(&below).unwrap();
+        chmod(&path, 0o770);
+        ensure_private_dir(&below).unwrap();
+    }
+
+    #[test]
+    fn links_and_files_in_the_place_of_a_dir_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        ensure_private_dir(&target).unwrap();
+        let link = dir.path().join("link");
+        symlink(&target, &link).unwrap();
+        assert!(matches!(ensure_private_dir(&link), Err(DirError::Symlink { path }) if path == link));
+        let dangling = dir.path().join("dangling");
+        symlink("/nonexistent/elsewhere", &dangling).unwrap();
+        assert!(matches!(ensure_private_dir(&dangling), Err(DirError::Symlink { .. })));
+        assert!(matches!(ensure_private_dir(&dangling.join("x")), Err(DirError::Symlink { .. })));
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(ensure_private_dir(&file), Err(DirError::NotADirectory { path }) if path == file));
+        // A link above is followed to where it leads, and that place is checked.
+        let through = link.join("below");
+        ensure_private_dir(&through).unwrap();
+        chmod(&target, 0o777);
+        assert!(matches!(
+            ensure_private_dir(&through),
+            Err(DirError::WritableByOthers { path, .. }) if path == fs::canonicalize(&target).unwrap()
+        ));
+    }
+
+    #[test]
+    fn paths_that_mean_different_things_are_refused() {
+        for bad in ["relative/dir", "/", "", "/tmp/../etc/x"] {
+            assert!(matches!(ensure_private_dir(Path::new(bad)), Err(DirError::NotAbsolute { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_dir_of_somebody_else_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("not tried: only root can give a directory away");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("theirs");
+        ensure_private_dir(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(12345), None).unwrap();
+        let refused = |result: Result<OwnedFd, DirError>| matches!(result, Err(DirError::WrongOwner { path: at_fault, owner: 12345, expected: 0 }) if at_fault == path);
+        assert!(refused(ensure_private_dir(&path)));
+        assert!(refused(ensure_private_dir(&path.join("below"))), "above it as well");
+    }
+
+    #[test]
+    fn the_second_owner_of_a_state_dir_is_told_who_the_first_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DirLock::acquire(dir.path()).unwrap();
+        assert_eq!(mode(first.path()), 0o600);
+        match DirLock::acquire(dir.path()) {
+            Err(error @ DirError::Locked { .. }) => {
+                let lock = dir.path().join("lock");
+                assert_eq!(error.to_string(), format!("{lock:?} is locked by process {}", std::process::id()));
+            }
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        let again = DirLock::acquire(dir.path()).unwrap();
+        drop(again);
+        fs::remove_file(dir.path().join("lock")).unwrap();
+        symlink("/etc/passwd", dir.path().join("lock")).unwrap();
+        assert!(matches!(DirLock::acquire(dir.path()), Err(DirError::Symlink { .. })));
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let outside = dir.path().join("outside");
+        fs::write(&outside, "untouched").unwrap();
+        symlink(&outside, &path).unwrap();
+        atomic_write(&path, b"first", 0o640).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        assert_eq!(mode(&path), 0o640);
+        assert_eq!(fs::read(&outside).unwrap(), b"untouched", "the link was replaced, not followed");
+
+        let contents: Vec<Vec<u8>> = (b'a'..=b'd').map(|byte| vec![byte; 100_000]).collect();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let seen = fs::read(&path).unwrap();
+                    assert!(seen == b"first" || contents.contains(&seen), "a mixture of {} bytes", seen.len());
+                }
+            });
+            let writers: Vec<_> = contents
+                .iter()
+                .map(|bytes| scope.spawn(|| (0..20).for_each(|_| atomic_write(&path, bytes, 0o600).unwrap())))
+                .collect();
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            reader.join().unwrap();
+        });
+        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 2, "no temporary file is left: {names:?}");
+
+        fs::create_dir(dir.path().join("taken")).unwrap();
+        assert!(matches!(
+            atomic_write(&dir.path().join("taken"), b"x", 0o600),
+            Err(DirError::Call { call: "rename", .. })
+        ));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nor after a failure");
+    }
+
+    #[test]
+    fn a_tree_is_removed_and_nothing_that_its_links_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("precious"), "").unwrap();
+        let vms = dir.path().join("vms");
+        fs::create_dir_all(vms.join("vm/a/b")).unwrap();
+        fs::write(vms.join("vm/a/file"), "").unwrap();
+        symlink(&outside, vms.join("vm/a/b/link")).unwrap();
+        symlink("../../outside", vms.join("vm/relative")).unwrap();
+        symlink(&outside, vms.join("itself")).unwrap();
+        fs::write(vms.join("other"), "").unwrap();
+
+        assert!(remove_tree_beneath(&vms, "vm".as_ref()).unwrap());
+        assert!(!remove_tree_beneath(&vms, "vm".as_ref()).unwrap(), "nothing is left to remove");
+        assert!(remove_tree_beneath(&vms, "itself".as_ref()).unwrap());
+        assert!(outside.join("precious").exists());
+        assert!(vms.join("other").exists());
+        for bad in ["", ".", "..", "a/b", "/etc"] {
+            assert!(matches!(remove_tree_beneath(&vms, bad.as_ref()), Err(DirError::BadName { .. })), "{bad:?}");
+        }
+        let link = dir.path().join("link-to-vms");
+        symlink(&vms, &link).unwrap();
+        assert!(matches!(remove_tree_beneath(&link, "other".as_ref()), Err(DirError::Symlink { .. })));
+    }
+
+    #[test]
+    fn a_tree_of_any_depth_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        // Far deeper than a path can be long, and two branches at each level.
+        let mut at = open_dir(CWD, dir.path().as_os_str(), dir.path()).unwrap();
+        for _ in 0..3000 {
+            rustix::fs::mkdirat(&at, "deep", Mode::RWXU).unwrap();
+            rustix::fs::mkdirat(&at, "side", Mode::RWXU).unwrap();
+            at = open_dir(&at, "deep".as_ref(), dir.path()).unwrap();
+        }
+        drop(at);
+        assert!(remove_tree_beneath(dir.path(), "deep".as_ref()).unwrap());
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["side"]);
+    }
+
+    #[test]
+    fn a_link_that_comes_and_goes_is_never_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = dir.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("precious"), "").unwrap();
+        let done = AtomicBool::new(false);
+        let tree = dir.path().join("tree");
+        let (bait, link) = (tree.join("bait"), dir.path().join("swap"));
+        symlink(&outside, &link).unwrap();
+        fs::create_dir_all(&bait).unwrap();
+        std::thread::scope(|scope| {
+            let attacker = scope.spawn(|| {
+                let swap = |from: &Path, to: &Path| {
+                    rustix::fs::renameat_with(CWD, from, CWD, to, rustix::fs::RenameFlags::EXCHANGE)
+                };
+                while !done.load(Ordering::Relaxed) {
+                    // Either may be gone for a moment.
+                    let _ = swap(&bait, &link);
+                }
+            });
+            for _ in 0..300 {
+                // It may fail for what the attacker does; it must not go outside.
+                let _ = remove_tree_beneath(dir.path(), "tree".as_ref());
+                let _ = fs::create_dir_all(&bait);
+                let _ = fs::remove_dir_all(&link);
+                let _ = symlink(&outside, &link);
+                assert!(outside.join("precious").exists());
+            }
+            done.store(true, Ordering::Relaxed);
+            attacker.join().unwrap();
+        });
+    }
+}

@@ -328,6 +328,9 @@ impl Drop for Gated {
     }
 }
 
+/// Signals that Linux has, and bits in its signal set (`_NSIG` in `asm/signal.h`; MIPS has 128).
+const KERNEL_SIGNALS: usize = 64;
+
 /// The byte that opens the gate.
 const GO: u8 = b'g';
 
@@ -511,12 +514,15 @@ impl ChildImage {
         // SAFETY: reads this thread's errno.
         let errno = unsafe { *libc::__errno_location() };
         report[1..].copy_from_slice(&errno.to_ne_bytes());
-        // SAFETY: sends from a local; then ends the process without running anything of the parent's.
-        // Nobody is left to tell if sending fails.
+        // SAFETY: sends from a local. Nobody is left to tell if sending fails.
         unsafe {
             libc::send(self.gate.as_raw_fd(), report.as_ptr().cast(), report.len(), libc::MSG_NOSIGNAL);
-            libc::_exit(127)
         }
+        // Not gone before its parent is done with it: that a child failed early must not look like
+        // a child that somebody killed.
+        self.wait_at_gate();
+        // SAFETY: ends the process without running anything of the parent's.
+        unsafe { libc::_exit(127) }
     }
 }
 
@@ -579,15 +585,19 @@ fn restore_signals(before: &libc::sigset_t) {
 /// In the child: every disposition to its default (an ignored signal would stay ignored across
 /// exec), then no signal held back.
 fn default_signals() {
-    // SAFETY: the structures are locals; sigaction and sigprocmask are async-signal-safe. The C
-    // library refuses its own two signals and the kernel the two that cannot be caught: neither
-    // needs a reset.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = libc::SIG_DFL;
-        for signal in 1..=64 as c_int {
-            libc::sigaction(signal, &raw const action, ptr::null_mut());
+    // The kernel's `struct sigaction`, larger than on any platform, of zeros: SIG_DFL, no flags, an
+    // empty mask.
+    let action = [0u64; 8];
+    for signal in 1..=KERNEL_SIGNALS as c_int {
+        // SAFETY: reads a local. By number, as the C library refuses the two signals that it uses
+        // itself, which may be ignored by inheritance all the same. The kernel refuses the two that
+        // cannot be caught: they need no reset.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), ptr::null_mut::<u64>(), KERNEL_SIGNALS / 8);
         }
+    }
+    // SAFETY: a local that sigemptyset fills in; pthread_sigmask is one system call.
+    unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());

@@ -321,3 +321,24 @@ impl Stat {
 pub(crate) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_lines() {
+        let line = |name: &str| {
+            format!(
+                "42 ({name}) S 1 42 42 0 -1 4194560 1 2 3 4 500 600 7 8 20 0 9 0 123456 1000 77 18446744073709551615"
+            )
+        };
+        let expected =
+            Stat { user_ticks: 500, system_ticks: 600, threads: 9, start_time_ticks: 123_456, rss_pages: 77 };
+        for name in ["qemu", "a b", "x) R 1 (2", ")", "", "\u{fffd}\n"] {
+            assert_eq!(Stat::parse(&line(name)), Some(expected), "{name:?}");
+        }
+        assert_eq!(Stat::parse(""), None);
+        assert_eq!(Stat::parse("42 (x) S 1"), None);
+    }
+}

@@ -125,7 +125,12 @@ pub fn bind_unix(path: &Path) -> Result<UnixListener, SocketError> {
 /// # Errors
 /// Says whether nobody listens or the server does not accept.
 pub fn connect_unix(path: &Path) -> Result<UnixStream, SocketError> {
-    let place = Place::of(path)?;
+    let place = match Place::of(path) {
+        Err(SocketError::Call { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Err(SocketError::NoServer { path: path.to_owned(), source });
+        }
+        place => place?,
+    };
     let socket = stream_socket(path)?;
     loop {
         return match rustix::net::connect(&socket, &place.address(path)?) {
@@ -196,10 +201,7 @@ impl Place {
             return Err(SocketError::BadPath { path: path.to_owned() });
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(parent, flags, Mode::empty()).map_err(|errno| match errno {
-            Errno::NOENT => SocketError::NoServer { path: path.to_owned(), source: errno.into() },
-            errno => call("open", parent, errno),
-        })?;
+        let dir = rustix::fs::open(parent, flags, Mode::empty()).map_err(|errno| call("open", parent, errno))?;
         Ok(Self { dir: Some(dir), name: PathBuf::from(name) })
     }
 
@@ -237,4 +239,123 @@ fn stream_socket(path: &Path) -> Result<OwnedFd, SocketError> {
 
 fn call(call: &'static str, path: &Path, errno: Errno) -> SocketError {
     SocketError::Call { call, path: path.to_owned(), source: errno.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn talk(listener: &UnixListener, mut client: UnixStream) {
+        let (mut server, _) = listener.accept().unwrap();
+        client.set_nonblocking(false).unwrap();
+        server.set_nonblocking(false).unwrap();
+        client.write_all(b"hello").unwrap();
+        let mut heard = [0; 5];
+        server.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, b"hello");
+    }
+
+    #[test]
+    fn a_socket_is_private_and_its_peer_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = bind_unix(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        let client = connect_unix(&path).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let us = PeerCredentials {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            pid: Some(std::process::id()),
+        };
+        assert_eq!(peer_credentials(&server).unwrap(), us);
+        assert_eq!(peer_credentials(&client).unwrap(), us);
+        let unconnected = stream_socket(&path).unwrap();
+        assert!(peer_credentials(&unconnected).is_err());
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_a_live_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        assert!(matches!(connect_unix(&path), Err(SocketError::NoServer { .. })));
+        let listener = bind_unix(&path).unwrap();
+        assert!(matches!(bind_unix(&path), Err(SocketError::InUse { .. })));
+        drop(listener);
+        assert!(path.exists());
+        assert!(matches!(connect_unix(&path), Err(SocketError::NoServer { .. })));
+        let listener = bind_unix(&path).unwrap();
+        // The failed attempt above waits in no queue: this is a new socket.
+        talk(&listener, connect_unix(&path).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "precious").unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("/nonexistent", &link).unwrap();
+        for path in [&file, &link, &dir.path().to_owned()] {
+            assert!(matches!(bind_unix(path), Err(SocketError::NotASocket { path: at }) if at == *path));
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+        assert!(matches!(bind_unix(Path::new("")), Err(SocketError::BadPath { .. } | SocketError::Call { .. })));
+        assert!(matches!(
+            bind_unix(Path::new("\0abstract")),
+            Err(SocketError::BadPath { .. } | SocketError::Call { .. })
+        ));
+    }
+
+    #[test]
+    fn a_path_may_be_longer_than_an_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(120)).join("e".repeat(120));
+        std::fs::create_dir_all(&deep).unwrap();
+        let path = deep.join("socket");
+        assert!(matches!(connect_unix(&path), Err(SocketError::NoServer { .. })));
+        let listener = bind_unix(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        talk(&listener, connect_unix(&path).unwrap());
+        assert!(matches!(bind_unix(&path), Err(SocketError::InUse { .. })));
+        drop(listener);
+        drop(bind_unix(&path).unwrap());
+        // A name that no address holds, whatever the directory.
+        assert!(matches!(bind_unix(&deep.join("n".repeat(100))), Err(SocketError::BadPath { .. })));
+        assert!(matches!(
+            connect_unix(&dir.path().join("x".repeat(120)).join("socket")),
+            Err(SocketError::NoServer { .. })
+        ));
+    }
+
+    #[test]
+    fn a_server_that_hangs_does_not_hang_its_client() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _listener = bind_unix(&path).unwrap();
+        let mut waiting = Vec::new();
+        let error = loop {
+            match connect_unix(&path) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 10_000);
+        };
+        assert!(matches!(error, SocketError::Busy { .. }), "{error:?}");
+        assert!(matches!(bind_unix(&path), Err(SocketError::InUse { .. })), "busy is alive");
+    }
+
+    #[test]
+    fn pairs_are_connected() {
+        let (one, other) = socketpair().unwrap();
+        let (mut one, mut other) = (UnixStream::from(one), UnixStream::from(other));
+        one.write_all(b"x").unwrap();
+        drop(one);
+        let mut heard = Vec::new();
+        other.read_to_end(&mut heard).unwrap();
+        assert_eq!(heard, b"x");
+    }
 }

@@ -297,3 +297,86 @@ fn read(path: &Path) -> Result<String, StatsError> {
 fn file(call: &'static str, path: &Path, errno: Errno) -> StatsError {
     StatsError::File { call, path: path.to_owned(), source: errno.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::ProcessIdent;
+
+    #[test]
+    fn this_process_uses_what_it_uses() {
+        let us = Process::open(&ProcessIdent::current().unwrap()).unwrap().expect("we run");
+        let before = process_stats(&us).unwrap().expect("we run");
+        let burnt = || process_stats(&us).unwrap().expect("we run").cpu_user_ns - before.cpu_user_ns;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while burnt() < 30_000_000 {
+            assert!(Instant::now() < deadline, "no CPU time is counted");
+            std::hint::black_box((0..100_000u64).sum::<u64>());
+        }
+        let block = vec![1u8; 32 << 20];
+        let after = process_stats(&us).unwrap().expect("we run");
+        assert!(after.rss_bytes >= before.rss_bytes + (30 << 20), "{before:?} {after:?}");
+        assert!(after.threads >= 1);
+        drop(std::hint::black_box(block));
+        let (written, dir) =
+            (|| process_stats(&us).unwrap().unwrap().io.unwrap().write_bytes, tempfile::tempdir().unwrap());
+        let before = written();
+        fs::write(dir.path().join("file"), vec![1u8; 1 << 20]).unwrap();
+        // Some file systems (tmpfs) count nothing; the number never goes back.
+        assert!(written() >= before);
+    }
+
+    #[test]
+    fn a_process_that_ended_has_no_numbers() {
+        let mut child = std::process::Command::new("/bin/sh").args(["-c", "exec sleep 1000"]).spawn().unwrap();
+        let process = Process::of_child(&child).unwrap().expect("it runs");
+        assert!(process_stats(&process).unwrap().is_some());
+        process.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(process_stats(&process).unwrap(), None);
+    }
+
+    #[test]
+    fn the_host_has_memory_cpus_and_disk() {
+        let memory = memory().unwrap();
+        assert!(memory.total_bytes >= memory.available_bytes && memory.available_bytes > 0);
+        assert!(memory.total_bytes > 64 << 20);
+        assert!(memory.hugepages.free <= memory.hugepages.total);
+        let cpu = cpu().unwrap();
+        assert!(cpu.count >= 1 && !cpu.flags.is_empty(), "{cpu:?}");
+        let disk = disk_space(&std::env::temp_dir()).unwrap();
+        assert!(disk.total_bytes >= disk.available_bytes && disk.total_bytes > 0);
+        assert!(matches!(disk_space(Path::new("/nonexistent")), Err(StatsError::File { call: "statvfs", .. })));
+        kvm_modules();
+    }
+
+    #[test]
+    fn fdatasync_is_measured_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let median = measure_fdatasync(dir.path(), 9).unwrap();
+        assert!(median > Duration::ZERO && median < Duration::from_secs(20), "{median:?}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(measure_fdatasync(&dir.path().join("missing"), 1).is_err());
+    }
+
+    #[test]
+    fn cpuinfo_of_several_machines() {
+        let intel = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu vmx hypervisor\n\nprocessor\t: 1\nflags\t: fpu\n";
+        let cpu = parse_cpu(intel, 2);
+        assert_eq!((cpu.vendor.as_str(), cpu.count), ("GenuineIntel", 2));
+        assert!(cpu.has_virtualisation() && cpu.under_hypervisor());
+        let arm = "processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\n";
+        let cpu = parse_cpu(arm, 1);
+        assert_eq!(cpu.vendor, "0x41");
+        assert!(cpu.flags.contains("asimd") && !cpu.has_virtualisation() && !cpu.under_hypervisor());
+        assert_eq!(parse_cpu("", 1).vendor, "");
+    }
+
+    #[test]
+    fn io_counters() {
+        let text =
+            "rchar: 9\nwchar: 9\nsyscr: 1\nsyscw: 1\nread_bytes: 4096\nwrite_bytes: 8192\ncancelled_write_bytes: 1\n";
+        assert_eq!(parse_io(text), Some(ProcessIo { read_bytes: 4096, write_bytes: 8192 }));
+        assert_eq!(parse_io("rchar: 1\n"), None);
+    }
+}

@@ -168,3 +168,27 @@ fn refused(call: &'static str, name: &str, errno: Errno) -> TapError {
         errno => TapError::Call { call, name, source: errno.into() },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["tap0", "vm_1-a.b", "x", "exactly15bytes_"] {
+            check_name(good).unwrap();
+        }
+        let long = "sixteen_bytes_it";
+        for bad in ["", ".", "..", "tap%d", "br0; rm -rf /", "a/b", "a b", "tap0\n", "tap\0", "t\u{e4}p", long, "../lo"]
+        {
+            assert!(matches!(open_tap(bad), Err(TapError::BadName { name }) if name == bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_made() {
+        assert!(matches!(open_tap("roost-no-such"), Err(TapError::NotFound { name }) if name == "roost-no-such"));
+        assert!(!std::path::Path::new("/sys/class/net/roost-no-such").exists());
+        assert!(matches!(open_tap("lo"), Err(TapError::NotATap { name }) if name == "lo"));
+    }
+}
