@@ -99,6 +99,7 @@ install_packages() {
     if [ "$(os_release VERSION_CODENAME)" = bookworm ]; then
         case " $* " in *' qemu-'*)
             release=bookworm-backports
+            # shellcheck disable=SC2016  # apt expands it, not the shell
             if ! apt-get indextargets --format '$(RELEASE)' 'Created-By: Packages' | grep -qx "$release"; then
                 add_suite "$release" roost-backports ||
                     die "found no entry of the Debian archive under /etc/apt to derive $release from; add it by hand"
