@@ -152,6 +152,24 @@ impl Process {
         Ok(process.is_alive()?.then_some(process))
     }
 
+    /// A child that was born with this pidfd and has not been reaped, in whatever state it is. If this
+    /// fails, the child has been ended and reaped.
+    pub(crate) fn of_new_child(pid: u32, pidfd: OwnedFd) -> Result<Self, ProcessError> {
+        let none = |call| ProcessError::Call { call, pid, source: Errno::SRCH.into() };
+        match ProcessIdent::of(pid).and_then(|ident| ident.ok_or_else(|| none("read /proc"))) {
+            Ok(ident) => Ok(Self { ident, pidfd: Arc::new(pidfd) }),
+            Err(error) => {
+                // Its number is its own until it is reaped; the handle is for this only.
+                let ident = ProcessIdent { pid, start_time_ticks: 0, boot_id: String::new() };
+                let child = Self { ident, pidfd: Arc::new(pidfd) };
+                // The error at hand says more than one of these two would.
+                let _ = child.kill();
+                let _ = child.reap_blocking();
+                Err(error)
+            }
+        }
+    }
+
     /// The identity to record.
     #[must_use]
     pub fn ident(&self) -> &ProcessIdent {

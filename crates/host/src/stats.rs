@@ -347,7 +347,7 @@ mod tests {
         let disk = disk_space(&std::env::temp_dir()).unwrap();
         assert!(disk.total_bytes >= disk.available_bytes && disk.total_bytes > 0);
         assert!(matches!(disk_space(Path::new("/nonexistent")), Err(StatsError::File { call: "statvfs", .. })));
-        kvm_modules();
+        let _ = kvm_modules();
     }
 
     #[test]

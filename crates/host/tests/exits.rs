@@ -1,4 +1,5 @@
 //! Exits of real processes, none lost.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod support;
 

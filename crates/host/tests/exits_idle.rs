@@ -1,5 +1,6 @@
 //! Ten thousand watched processes cost nothing while nothing happens. A binary of its own: it counts
 //! the wake-ups of a thread that it finds by name, and uses most descriptors that a process may have.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod support;
 

@@ -1,14 +1,14 @@
 //! The gate, on real processes: what a child is, and what is left when its parent dies.
 //!
 //! The parent that dies is this very binary, started again with [`PARENT`] in its environment.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod support;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use roost_host::inherited;
 use roost_host::launch::{Launch, LaunchError, Stage};
 use roost_host::process::{ExitStatus, Process, ProcessIdent, Signal};
 use rustix::io::FdFlags;
-use support::{number_taken, output, pipe, program, read_to_end, reap, sh, wait_until};
+use support::{number_taken, output, pipe, program, read_line, read_to_end, reap, sh, wait_until};
 
 const PARENT: &str = "ROOST_TEST_PARENT";
 
@@ -217,8 +217,8 @@ fn parent_that_dies() {
 }
 
 struct Parent {
-    child: std::process::Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    process: Process,
+    lines: std::io::Lines<BufReader<std::fs::File>>,
     /// End of file once neither the parent nor anything that it started is left.
     life: OwnedFd,
 }
@@ -226,17 +226,19 @@ struct Parent {
 impl Parent {
     fn start(role: &str) -> Self {
         let (life, held) = pipe();
-        // `Command` cannot place a descriptor; a shell can.
-        rustix::io::fcntl_setfd(&held, FdFlags::empty()).unwrap();
-        let script = format!(r#"exec 9>&{0} {0}>&-; exec "$0" parent_that_dies --exact --nocapture"#, held.as_raw_fd());
-        let mut child = Command::new(program("bash"))
-            .args([Path::new("-c"), Path::new(&script), &std::env::current_exe().unwrap()])
+        let (lines, stdout) = pipe();
+        let process = Launch::new(std::env::current_exe().unwrap())
+            .args(["parent_that_dies", "--exact", "--nocapture"])
+            .env("PATH", std::env::var_os("PATH").unwrap())
             .env(PARENT, role)
-            .stdout(Stdio::piped())
-            .spawn()
+            .fd(held, 9)
+            .stdout(stdout)
+            .spawn_gated()
+            .unwrap()
+            .release()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines, life }
+        let lines = BufReader::new(std::fs::File::from(lines)).lines();
+        Self { process, lines, life }
     }
 
     fn line(&mut self, start: &str) -> String {
@@ -248,10 +250,10 @@ impl Parent {
         }
     }
 
-    fn die(mut self) -> OwnedFd {
+    fn die(self) -> OwnedFd {
         // SIGKILL, as a daemon dies.
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.process.kill().unwrap();
+        reap(&self.process);
         self.life
     }
 }
@@ -273,10 +275,7 @@ fn a_parent_that_dies_after_the_release_leaves_the_program() {
     parent.line("RELEASED");
     let life = parent.die();
     let child = Process::open(&ident).unwrap().expect("it runs on");
-    let mut life = BufReader::new(std::fs::File::from(life));
-    let mut line = String::new();
-    life.read_line(&mut line).unwrap();
-    assert_eq!(line.trim(), ident.pid.to_string());
+    assert_eq!(read_line(&life).trim(), ident.pid.to_string());
     assert!(child.is_alive().unwrap());
     assert_eq!(executable(&ident), std::fs::canonicalize(program("sleep")).ok());
     child.kill().unwrap();
@@ -301,11 +300,10 @@ fn a_parent_that_dies_at_any_moment_leaves_nothing_or_the_program() {
         while Instant::now() < until {
             std::hint::spin_loop();
         }
-        let mut life = BufReader::new(std::fs::File::from(parent.die()));
-        let mut line = String::new();
+        let life = parent.die();
         // Either end of file (nothing is left), or the number of the program. A child stuck at the
-        // gate would make this wait for ever.
-        life.read_line(&mut line).unwrap();
+        // gate would make this wait until the deadline.
+        let line = read_line(&life);
         match line.trim().parse::<u32>() {
             Err(_) => {
                 assert_eq!(line, "");

@@ -1,4 +1,5 @@
 //! Finding processes again: real ones, and forged identities.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod support;
 

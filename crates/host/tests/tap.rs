@@ -1,6 +1,7 @@
 //! A TAP of the user's, in a network namespace of the test's own.
 //!
 //! The part that runs in there is this very binary, started by `unshare` with [`INSIDE`] set.
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
 mod support;
 

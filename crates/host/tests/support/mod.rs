@@ -1,7 +1,7 @@
 //! What the tests of this crate share: programs that are surely there, and output with a deadline.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -27,19 +27,28 @@ pub fn pipe() -> (OwnedFd, OwnedFd) {
 
 /// Everything up to the end of file, which must come within the deadline.
 pub fn read_to_end(fd: OwnedFd) -> String {
+    read_while(&fd, |_text| true)
+}
+
+/// One line, or less at the end of file.
+pub fn read_line(fd: &OwnedFd) -> String {
+    read_while(fd, |text| !text.ends_with(b"\n"))
+}
+
+fn read_while(fd: &OwnedFd, mut more: impl FnMut(&[u8]) -> bool) -> String {
     let mut text = Vec::new();
-    let mut file = std::fs::File::from(fd);
     let until = Instant::now() + DEADLINE;
-    loop {
+    while more(&text) {
         let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).unwrap();
-        let ready = rustix::event::poll(&mut [PollFd::new(&file, PollFlags::IN)], Some(&left)).unwrap();
-        assert!(ready > 0, "no end of file after {DEADLINE:?}; so far {:?}", String::from_utf8_lossy(&text));
+        let ready = rustix::event::poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&left)).unwrap();
+        assert!(ready > 0, "nothing more after {DEADLINE:?}; so far {:?}", String::from_utf8_lossy(&text));
         let mut chunk = [0; 4096];
-        match file.read(&mut chunk).unwrap() {
-            0 => return String::from_utf8(text).unwrap(),
+        match rustix::io::read(fd, &mut chunk).unwrap() {
+            0 => break,
             got => text.extend_from_slice(&chunk[..got]),
         }
     }
+    String::from_utf8(text).unwrap()
 }
 
 /// Runs to its end and returns what it wrote.
