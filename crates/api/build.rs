@@ -1,0 +1,33 @@
+//! Generates the wire types from `proto/` without `protoc`: `protox` makes the descriptor set.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+
+const FILES: [&str; 4] = ["vmm/v1/error.proto", "vmm/v1/operation.proto", "vmm/v1/system.proto", "vmm/v1/vm.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    println!("cargo:rerun-if-changed={}", root.display());
+
+    // With source info for the generated docs; without it for what ends up in the binary.
+    let mut compiler = protox::Compiler::new([&root])?;
+    compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
+    let mut set = compiler.file_descriptor_set();
+    let documented = out.join("documented.bin");
+    std::fs::write(&documented, set.encode_to_vec())?;
+    for file in &mut set.file {
+        file.source_code_info = None;
+    }
+    std::fs::write(out.join("descriptors.bin"), set.encode_to_vec())?;
+
+    connectrpc_build::Config::new()
+        .files(&FILES)
+        .descriptor_set(documented)
+        .emit_rerun_directives(false)
+        .include_file("generated.rs")
+        .compile()?;
+    Ok(())
+}
