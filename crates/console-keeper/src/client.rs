@@ -17,15 +17,16 @@ pub(crate) struct Outlet {
     pub(crate) socket: OwnedFd,
     queue: VecDeque<u8>,
     limit: usize,
+    broken: bool,
 }
 
-/// The queue is full, or the other end is gone.
+/// The other end takes too little for too long.
 #[derive(Debug)]
-pub(crate) struct CutOff;
+pub(crate) struct Full;
 
 impl Outlet {
     pub(crate) fn new(socket: OwnedFd, limit: usize) -> Self {
-        Self { socket, queue: VecDeque::new(), limit }
+        Self { socket, queue: VecDeque::new(), limit, broken: false }
     }
 
     pub(crate) fn room(&self) -> usize {
@@ -36,41 +37,65 @@ impl Outlet {
         self.queue.is_empty()
     }
 
-    /// Sends what the socket takes now and queues the rest.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), CutOff> {
-        let mut bytes = bytes;
-        while self.queue.is_empty() && !bytes.is_empty() {
-            let Some(sent) = self.send(bytes)? else { break };
+    /// The other end takes nothing any more. There may still be something to read from it.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Sends what the socket takes now and queues the rest; to a broken one, nothing.
+    pub(crate) fn push(&mut self, mut bytes: &[u8]) -> Result<(), Full> {
+        while self.queue.is_empty() && !bytes.is_empty() && !self.broken {
+            let sent = send(&self.socket, bytes);
+            let sent = self.note(sent);
+            if sent == 0 {
+                break;
+            }
             bytes = &bytes[sent..];
         }
+        if self.broken {
+            return Ok(());
+        }
         if bytes.len() > self.room() {
-            return Err(CutOff);
+            return Err(Full);
         }
         self.queue.extend(bytes);
         Ok(())
     }
 
     /// Sends what the socket takes now.
-    pub(crate) fn flush(&mut self) -> Result<(), CutOff> {
+    pub(crate) fn flush(&mut self) {
         while !self.queue.is_empty() {
-            let Some(sent) = self.send(self.queue.as_slices().0)? else { break };
+            let sent = send(&self.socket, self.queue.as_slices().0);
+            let sent = self.note(sent);
+            if sent == 0 {
+                break;
+            }
             self.queue.drain(..sent);
         }
         if self.queue.is_empty() {
             self.queue.shrink_to(KEPT_CAPACITY);
         }
-        Ok(())
     }
 
-    /// `None`: the socket takes nothing now.
-    fn send(&self, bytes: &[u8]) -> Result<Option<usize>, CutOff> {
-        loop {
-            return match rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL) {
-                Ok(sent) => Ok(Some(sent)),
-                Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) => Ok(None),
-                Err(_gone) => Err(CutOff),
-            };
+    /// How much was sent. 0: the socket takes nothing now, or never again.
+    fn note(&mut self, sent: Result<usize, Errno>) -> usize {
+        match sent {
+            Ok(sent) => sent,
+            Err(Errno::AGAIN) => 0,
+            Err(_gone) => {
+                self.broken = true;
+                self.queue.clear();
+                0
+            }
+        }
+    }
+}
+
+fn send(socket: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
+    loop {
+        match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            result => return result,
         }
     }
 }
@@ -88,5 +113,10 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(socket: OwnedFd, queue: usize) -> Self {
         Self { out: Outlet::new(socket, queue), reads: true, hung_up: false }
+    }
+
+    /// Neither takes nor sends anything any more.
+    pub(crate) fn is_done(&self) -> bool {
+        !self.reads && (self.hung_up || self.out.is_broken())
     }
 }

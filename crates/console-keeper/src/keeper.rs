@@ -8,7 +8,7 @@
 //! draining, nothing is read any more; clients get what is queued for them.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use roost_host::sockets::peer_credentials;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -22,6 +22,10 @@ use crate::{KeeperConfig, KeeperError, KeeperFds};
 
 /// Read at once from the guest, and from a client.
 const CHUNK: usize = 16 * 1024;
+
+/// How long no client is accepted after `accept` failed for want of something (descriptors, memory):
+/// `poll` would report the waiting client at once, again and again.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often the guest is read once more when the keeper is told to stop: a guest that never stops
 /// talking must not keep it.
@@ -55,6 +59,7 @@ struct Keeper<'a> {
     clients: Vec<Client>,
     chunk: Vec<u8>,
     own_uid: u32,
+    accept_again: Option<Instant>,
 }
 
 /// What `poll` said, in the order in which the descriptors were given.
@@ -68,8 +73,7 @@ struct Events {
 impl<'a> Keeper<'a> {
     fn new(config: &'a KeeperConfig, fds: KeeperFds) -> Result<Self, KeeperError> {
         let KeeperFds { guest, listener, log_dir, stop } = fds;
-        non_blocking(&guest, "the guest's socket")?;
-        non_blocking(&listener, "the listening socket")?;
+        check_sockets(&guest, &listener)?;
         let past = read_tail_at(log_dir.as_fd(), config.replay_bytes).unwrap_or_default();
         Ok(Self {
             config,
@@ -81,14 +85,15 @@ impl<'a> Keeper<'a> {
             clients: Vec::new(),
             chunk: vec![0; CHUNK],
             own_uid: rustix::process::geteuid().as_raw(),
+            accept_again: None,
         })
     }
 
     fn turn(&mut self) -> Result<Turn, KeeperError> {
         let events = self.poll()?;
         // Input first: room in the guest's queue is what decides whether clients are read.
-        if events.guest.contains(PollFlags::OUT) && self.guest.flush().is_err() {
-            return Ok(Turn::Over);
+        if events.guest.contains(PollFlags::OUT) {
+            self.guest.flush();
         }
         if !events.guest.difference(PollFlags::OUT).is_empty() && self.read_guest() == Turn::Over {
             return Ok(Turn::Over);
@@ -108,16 +113,23 @@ impl<'a> Keeper<'a> {
         Ok(Turn::Again)
     }
 
-    fn poll(&self) -> Result<Events, KeeperError> {
-        let wants_out = |empty: bool| if empty { PollFlags::empty() } else { PollFlags::OUT };
+    fn poll(&mut self) -> Result<Events, KeeperError> {
         let room = self.guest.room() > 0;
-        let mut fds = vec![
-            PollFd::new(&self.guest.socket, PollFlags::IN | wants_out(self.guest.is_empty())),
-            PollFd::new(&self.listener, PollFlags::IN),
-        ];
-        if let Some(stop) = &self.stop {
-            fds.push(PollFd::new(stop, PollFlags::IN));
+        let now = Instant::now();
+        let pause = self.accept_again.map(|again| again.saturating_duration_since(now));
+        let pause = pause.filter(|pause| !pause.is_zero());
+        if pause.is_none() {
+            self.accept_again = None;
         }
+        let accepts = if pause.is_none() { PollFlags::IN } else { PollFlags::empty() };
+        let mut fds = vec![
+            PollFd::new(&self.guest.socket, PollFlags::IN | wants_out(&self.guest)),
+            PollFd::new(&self.listener, accepts),
+        ];
+        let stop_at = self.stop.as_ref().map(|stop| {
+            fds.push(PollFd::new(stop, PollFlags::IN));
+            fds.len() - 1
+        });
         let first_client = fds.len();
         let mut polled = Vec::with_capacity(self.clients.len());
         for (index, client) in self.clients.iter().enumerate() {
@@ -127,22 +139,25 @@ impl<'a> Keeper<'a> {
                 continue;
             }
             let reads = if client.reads && room { PollFlags::IN } else { PollFlags::empty() };
-            fds.push(PollFd::new(&client.out.socket, reads | wants_out(client.out.is_empty())));
+            fds.push(PollFd::new(&client.out.socket, reads | wants_out(&client.out)));
             polled.push(index);
         }
-        loop {
-            match rustix::event::poll(&mut fds, None) {
-                Ok(_) => break,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(call("poll", "the sockets", errno)),
-            }
+        let timeout = pause.and_then(|pause| Timespec::try_from(pause).ok());
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            // Interrupted: nothing is reported, and the next turn asks again.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(call("poll", "the sockets", errno)),
         }
         let mut clients = vec![PollFlags::empty(); self.clients.len()];
         for (fd, index) in fds[first_client..].iter().zip(polled) {
             clients[index] = fd.revents();
         }
-        let stop = if self.stop.is_some() { fds[2].revents() } else { PollFlags::empty() };
-        Ok(Events { guest: fds[0].revents(), listener: fds[1].revents(), stop, clients })
+        Ok(Events {
+            guest: fds[0].revents(),
+            listener: fds[1].revents(),
+            stop: stop_at.map_or(PollFlags::empty(), |at| fds[at].revents()),
+            clients,
+        })
     }
 
     /// Guest → log, replay and every client. Over: the hypervisor has closed its end.
@@ -177,10 +192,18 @@ impl<'a> Keeper<'a> {
 
     fn accept(&mut self) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        // No more than the limit in one turn: a flood of clients must not hold the guest up. An
-        // error is the client's (it went away) or passes; the next turn tries again.
+        // No more than the limit in one turn: a flood of clients must not hold the guest up.
         for _ in 0..self.config.max_clients {
-            let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else { return };
+            let socket = match rustix::net::accept_with(&self.listener, flags) {
+                Ok(socket) => socket,
+                Err(Errno::AGAIN) => return,
+                // The client went away before its turn came.
+                Err(Errno::CONNABORTED | Errno::INTR) => continue,
+                Err(_short_of_something) => {
+                    self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            };
             let permitted = peer_credentials(&socket).is_ok_and(|peer| peer.uid == self.own_uid || peer.uid == 0);
             if !permitted || self.clients.len() >= self.config.max_clients {
                 continue;
@@ -197,7 +220,10 @@ impl<'a> Keeper<'a> {
         self.accept();
         let until = Instant::now() + self.config.drain;
         loop {
-            self.clients.retain_mut(|client| client.out.flush().is_ok() && !client.out.is_empty());
+            self.clients.retain_mut(|client| {
+                client.out.flush();
+                !client.out.is_empty()
+            });
             let left = until.saturating_duration_since(Instant::now());
             if self.clients.is_empty() || left.is_zero() {
                 return Ok(());
@@ -215,32 +241,43 @@ impl<'a> Keeper<'a> {
 
 /// `false`: the client is done with.
 fn serve(client: &mut Client, event: PollFlags, guest: &mut Outlet, chunk: &mut [u8]) -> bool {
-    if event.contains(PollFlags::OUT) && client.out.flush().is_err() {
-        client.hung_up = true;
+    if event.contains(PollFlags::OUT) {
+        client.out.flush();
     }
     if event.intersects(PollFlags::HUP | PollFlags::ERR) {
         client.hung_up = true;
     }
-    if client.reads && event.intersects(PollFlags::IN | PollFlags::HUP) {
-        let room = guest.room().min(chunk.len());
-        if room == 0 {
-            return true;
-        }
+    let room = guest.room().min(chunk.len());
+    if client.reads && room > 0 && event.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
         match rustix::io::read(&client.out.socket, &mut chunk[..room]) {
-            // A client may close its sending half and go on reading.
-            Ok(0) => client.reads = false,
-            // Queued within its room, so it cannot be cut off for its size; that the guest's end is
-            // closed shows in its own events.
-            Ok(got) => drop(guest.push(&chunk[..got])),
+            // Within the room that there is, so never refused. A client may close its sending half
+            // and go on reading.
+            Ok(got) if got > 0 => client.reads = guest.push(&chunk[..got]).is_ok(),
             Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_gone) => client.reads = false,
+            Ok(_) | Err(_) => client.reads = false,
         }
     }
-    client.reads || !client.hung_up
+    !client.is_done()
 }
 
-fn non_blocking(fd: &OwnedFd, what: &'static str) -> Result<(), KeeperError> {
-    rustix::io::ioctl_fionbio(fd, true).map_err(|errno| call("ioctl FIONBIO", what, errno))
+fn wants_out(outlet: &Outlet) -> PollFlags {
+    if outlet.is_empty() { PollFlags::empty() } else { PollFlags::OUT }
+}
+
+/// The wrong descriptors at the agreed numbers are told at the start, not by silence later.
+fn check_sockets(guest: &OwnedFd, listener: &OwnedFd) -> Result<(), KeeperError> {
+    let guest_is = "the guest's socket";
+    let listener_is = "the listening socket";
+    rustix::net::sockopt::socket_type(guest).map_err(|errno| call("getsockopt", guest_is, errno))?;
+    match rustix::net::sockopt::socket_acceptconn(listener) {
+        Ok(true) => {}
+        Ok(false) => return Err(call("accept", listener_is, Errno::INVAL)),
+        Err(errno) => return Err(call("getsockopt", listener_is, errno)),
+    }
+    for (fd, what) in [(guest, guest_is), (listener, listener_is)] {
+        rustix::io::ioctl_fionbio(fd, true).map_err(|errno| call("ioctl FIONBIO", what, errno))?;
+    }
+    Ok(())
 }
 
 fn call(call: &'static str, what: &'static str, errno: Errno) -> KeeperError {

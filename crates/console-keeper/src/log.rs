@@ -80,8 +80,11 @@ impl CappedLog {
             self.reopen()?;
         }
         if self.size >= self.file_cap {
-            rustix::fs::renameat(&self.dir, LOG_FILE, &self.dir, OLD_LOG_FILE)?;
-            self.file = None;
+            match rustix::fs::renameat(&self.dir, LOG_FILE, &self.dir, OLD_LOG_FILE) {
+                // Somebody removed the log: a new one then.
+                Ok(()) | Err(Errno::NOENT) => self.file = None,
+                Err(errno) => return Err(errno),
+            }
             self.reopen()?;
         }
         let Some(file) = &self.file else { return Err(Errno::BADF) };
