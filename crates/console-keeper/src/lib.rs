@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod follow;
 mod keeper;
 mod log;
 mod tail;
@@ -30,6 +31,7 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
+pub use follow::Follower;
 pub use keeper::run;
 pub use tail::read_tail;
 

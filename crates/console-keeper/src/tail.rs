@@ -72,11 +72,11 @@ impl LogPair {
     }
 }
 
-fn identity(stat: &Stat) -> (u64, u64) {
+pub(crate) fn identity(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }
 
-fn open_log(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<(OwnedFd, Stat)>> {
+pub(crate) fn open_log(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<(OwnedFd, Stat)>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(file) => {

@@ -1,0 +1,153 @@
+//! Reading a console log onward while a keeper writes to it and turns it over.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::LOG_FILE;
+use crate::tail::{identity, open_log, read_tail_at};
+
+/// A reader's place in a console log. It knows no waiting: the caller learns elsewhere that there is
+/// more (a keeper writes to the log before it tells its clients).
+#[derive(Debug)]
+pub struct Follower {
+    dir: OwnedFd,
+    current: Option<Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    file: OwnedFd,
+    identity: (u64, u64),
+    offset: u64,
+}
+
+impl Follower {
+    /// Begins at the end of the log in `dir`, and returns the last `bytes` before it.
+    ///
+    /// # Errors
+    /// The directory or a log file cannot be read, or is a symbolic link.
+    pub fn start(dir: &Path, bytes: usize) -> io::Result<(Self, Vec<u8>)> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(dir, flags, Mode::empty())?;
+        // The tail and the place have to fit: again until nothing was written between the two looks.
+        loop {
+            let before = Self::end(&dir)?;
+            let tail = read_tail_at(dir.as_fd(), bytes)?;
+            let current = Self::end(&dir)?;
+            let place = |p: &Option<Place>| p.as_ref().map(|p| (p.identity, p.offset));
+            if place(&before) == place(&current) {
+                return Ok((Self { dir, current }, tail));
+            }
+        }
+    }
+
+    /// At most `most` bytes of what was written since the last call; empty when there is nothing new.
+    ///
+    /// # Errors
+    /// A log file cannot be read, or is a symbolic link.
+    pub fn read_new(&mut self, most: usize) -> io::Result<Vec<u8>> {
+        let mut new = Vec::new();
+        loop {
+            if let Some(place) = &mut self.current {
+                read_on(place, most, &mut new)?;
+                if new.len() >= most || self.is_current()? {
+                    return Ok(new);
+                }
+                // Turned over: what was added before it was renamed is read first.
+                if let Some(place) = &mut self.current {
+                    read_on(place, most, &mut new)?;
+                }
+            }
+            match Self::open_current(&self.dir)? {
+                Some(place) => self.current = Some(place),
+                None => return Ok(new),
+            }
+        }
+    }
+
+    fn is_current(&self) -> io::Result<bool> {
+        let Some(place) = &self.current else { return Ok(false) };
+        match rustix::fs::statat(&self.dir, LOG_FILE, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(identity(&stat) == place.identity),
+            // Between the rename and the new file: there is nothing newer yet.
+            Err(Errno::NOENT) => Ok(true),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The end of the current log.
+    fn end(dir: &OwnedFd) -> io::Result<Option<Place>> {
+        let mut place = Self::open_current(dir)?;
+        if let Some(place) = &mut place {
+            place.offset = u64::try_from(rustix::fs::fstat(&place.file)?.st_size).unwrap_or(0);
+        }
+        Ok(place)
+    }
+
+    fn open_current(dir: &OwnedFd) -> io::Result<Option<Place>> {
+        let opened = open_log(dir.as_fd(), LOG_FILE)?;
+        Ok(opened.map(|(file, stat)| Place { file, identity: identity(&stat), offset: 0 }))
+    }
+}
+
+fn read_on(place: &mut Place, most: usize, into: &mut Vec<u8>) -> io::Result<()> {
+    let mut chunk = [0; 16 * 1024];
+    while into.len() < most {
+        let wanted = chunk.len().min(most - into.len());
+        match rustix::io::pread(&place.file, &mut chunk[..wanted], place.offset) {
+            Ok(0) => break,
+            Ok(got) => {
+                into.extend_from_slice(&chunk[..got]);
+                place.offset += got as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, OpenOptions};
+    use std::io::Write;
+
+    use super::*;
+    use crate::OLD_LOG_FILE;
+
+    fn append(dir: &Path, text: &str) {
+        let mut file = OpenOptions::new().append(true).create(true).open(dir.join(LOG_FILE)).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn goes_on_where_the_tail_ended_and_over_a_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let (mut early, tail) = Follower::start(dir, 10).unwrap();
+        assert!(tail.is_empty() && early.read_new(100).unwrap().is_empty());
+        append(dir, "0123456789");
+        assert_eq!(early.read_new(4).unwrap(), b"0123");
+        assert_eq!(early.read_new(100).unwrap(), b"456789");
+
+        let (mut late, tail) = Follower::start(dir, 3).unwrap();
+        assert_eq!(tail, b"789");
+        append(dir, "before");
+        fs::rename(dir.join(LOG_FILE), dir.join(OLD_LOG_FILE)).unwrap();
+        assert_eq!(late.read_new(2).unwrap(), b"be");
+        append(dir, "after");
+        assert_eq!(late.read_new(100).unwrap(), b"foreafter");
+        assert!(late.read_new(100).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_log_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join(LOG_FILE)).unwrap();
+        assert!(Follower::start(dir.path(), 10).is_err());
+    }
+}
