@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+use buffa_codegen::MapRepr;
+use connectrpc_build::CodeGenConfig;
 use prost::Message;
 
 const FILES: [&str; 4] = ["vmm/v1/error.proto", "vmm/v1/operation.proto", "vmm/v1/system.proto", "vmm/v1/vm.proto"];
@@ -23,7 +25,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     std::fs::write(out.join("descriptors.bin"), set.encode_to_vec())?;
 
+    let mut messages = CodeGenConfig::default();
+    messages.generate_json = true;
+    // Maps in the order of their keys: the same message has one JSON form.
+    messages.map_fields.push((".".to_owned(), MapRepr::BTreeMap));
     connectrpc_build::Config::new()
+        .buffa_config(messages)
         .files(&FILES)
         .descriptor_set(documented)
         .emit_rerun_directives(false)

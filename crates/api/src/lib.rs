@@ -1,9 +1,23 @@
 //! The API's wire types, and the one edge where they meet the domain.
+//!
+//! Owns what `proto/vmm/v1` generates (messages, server traits, clients) and the conversions to
+//! and from `roost-model`. It serves nothing and decides nothing: who listens, who may call and
+//! what a call does belong to the daemon.
 #![forbid(unsafe_code)]
 
-#[allow(missing_debug_implementations, unreachable_pub, clippy::all, clippy::unwrap_used)]
+// Generated code is held to its generator's rules.
+#[allow(
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::await_holding_lock
+)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/generated.rs"));
 }
 
 pub use generated::vmm;
+
+/// The API's `FileDescriptorSet` with all it imports, for reflection.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
