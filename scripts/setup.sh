@@ -3,7 +3,8 @@
 #
 #   scripts/setup.sh            system packages (QEMU, a C toolchain, tools for the guest image), Rust checked
 #   scripts/setup.sh --lint     the same, and cargo-deny, which `make lint` calls
-#   scripts/setup.sh --system   system packages only: the part that needs root
+#   scripts/setup.sh --fuzz     the same, and cargo-fuzz with a C++ compiler, which `make fuzz` calls
+#   scripts/setup.sh --system   system packages only: the part that needs root; --system --fuzz adds its compiler
 #
 # Where nothing is missing it changes nothing and calls no apt. It looks for commands, not for package
 # names, so a QEMU that was built by hand counts. Rust is never installed here: it belongs to the user.
@@ -17,8 +18,9 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# The packages whose command is missing, on one line.
+# The packages whose command is missing, on one line. $1: empty, or --fuzz.
 missing_packages() {
+    [ "$1" != --fuzz ] || have g++ || printf 'g++ '
     have qemu-system-x86_64 || printf 'qemu-system-x86 '
     have qemu-img || printf 'qemu-utils '
     have make || printf 'make '
@@ -111,8 +113,9 @@ install_packages() {
     apt-get -q -y -o DPkg::Lock::Timeout=300 --no-install-recommends ${release:+-t $release} install "$@"
 }
 
+# $1: empty, or --fuzz.
 setup_system() {
-    packages=$(missing_packages)
+    packages=$(missing_packages "$1")
     [ -n "$packages" ] || return 0
     have apt-get || die "this machine has no apt-get; install the equivalents of: $packages"
     if [ "$(id -u)" = 0 ]; then
@@ -120,19 +123,19 @@ setup_system() {
         # shellcheck disable=SC2086  # a list of words
         install_packages $packages
     elif have sudo && sudo -n true 2>/dev/null; then
-        sudo -n "$here/setup.sh" --system
+        sudo -n "$here/setup.sh" --system ${1:+"$1"}
     elif have sudo; then
         say "missing: $packages"
         say 'installing them needs root. Run this, then try again:'
-        printf '  sudo %s/setup.sh --system\n' "$here" >&2
+        printf '  sudo %s/setup.sh --system%s\n' "$here" "${1:+ $1}" >&2
         exit 1
     else
         say "missing: $packages"
         say 'installing them needs root. Run this, then try again:'
-        printf '  su -c "%s/setup.sh --system"\n' "$here" >&2
+        printf '  su -c "%s/setup.sh --system%s"\n' "$here" "${1:+ $1}" >&2
         exit 1
     fi
-    packages=$(missing_packages)
+    packages=$(missing_packages "$1")
     [ -z "$packages" ] || die "installed, but still missing: $packages"
 }
 
@@ -152,25 +155,35 @@ check_rust() {
         die "Rust $found is too old: Roost needs $needed. Install rustup (https://rustup.rs) and put it first on the PATH"
 }
 
-setup_lint() {
-    cargo deny --version >/dev/null 2>&1 && return 0
-    say 'installing cargo-deny'
-    # Not from inside the repository: the pinned toolchain and its settings are Roost's, not the tool's.
-    (cd / && cargo install --locked cargo-deny)
+# cargo_tool NAME: a subcommand of cargo, installed where it is missing.
+cargo_tool() {
+    if ! cargo "$1" --version >/dev/null 2>&1; then
+        say "installing cargo-$1"
+        # Not from inside the repository: its pinned toolchain and settings are Roost's, not the tool's.
+        (cd / && cargo install --locked "cargo-$1")
+    fi
 }
 
-case "${1:-}" in
+case "$*" in
 '')
-    setup_system
+    setup_system ''
     check_rust
     ;;
 --lint)
-    setup_system
+    setup_system ''
     check_rust
-    setup_lint
+    cargo_tool deny
+    ;;
+--fuzz)
+    setup_system --fuzz
+    check_rust
+    cargo_tool fuzz
     ;;
 --system)
-    setup_system
+    setup_system ''
     ;;
-*) die "unknown argument '$1'; there are --lint and --system" ;;
+'--system --fuzz')
+    setup_system --fuzz
+    ;;
+*) die "unknown arguments '$*'; there are --lint, --fuzz, --system and --system --fuzz" ;;
 esac
