@@ -1,0 +1,118 @@
+//! The schema, as explicit steps upward. A released step never changes.
+
+use sea_orm_migration::prelude::*;
+
+/// How many steps this program knows.
+pub const SCHEMA_VERSION: u32 = 1;
+
+pub(crate) struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(First)]
+    }
+}
+
+struct First;
+
+impl MigrationName for First {
+    fn name(&self) -> &str {
+        "m0001_first_vm"
+    }
+}
+
+/// Columns beside `record` are copies for queries; `record` is what is read back. Times are
+/// milliseconds since the epoch.
+const FIRST: &[&str] = &[
+    "CREATE TABLE vms (
+        id TEXT NOT NULL PRIMARY KEY,
+        project_id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        backend TEXT NOT NULL,
+        state INTEGER NOT NULL,
+        desired_power TEXT NOT NULL,
+        deleted BOOLEAN NOT NULL,
+        machine TEXT NOT NULL,
+        failed BOOLEAN NOT NULL,
+        expires_at BIGINT,
+        resource_version BIGINT NOT NULL,
+        created_at BIGINT NOT NULL,
+        updated_at BIGINT NOT NULL,
+        record TEXT NOT NULL,
+        UNIQUE (project_id, name)
+    )",
+    "CREATE TABLE vm_metadata (
+        vm_id TEXT NOT NULL REFERENCES vms (id) ON DELETE CASCADE,
+        project_id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (vm_id, key)
+    )",
+    "CREATE INDEX vm_metadata_by_key ON vm_metadata (project_id, key, value)",
+    "CREATE TABLE operations (
+        id TEXT NOT NULL PRIMARY KEY,
+        project_id TEXT NOT NULL,
+        vm_id TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        status TEXT NOT NULL,
+        priority TEXT NOT NULL,
+        finished_at BIGINT,
+        record TEXT NOT NULL
+    )",
+    "CREATE INDEX operations_by_vm ON operations (vm_id, id)",
+    "CREATE INDEX operations_open ON operations (vm_id, id) WHERE finished_at IS NULL",
+    "CREATE INDEX operations_ended ON operations (finished_at) WHERE finished_at IS NOT NULL",
+    "CREATE TABLE resources (
+        vm_id TEXT NOT NULL REFERENCES vms (id),
+        project_id TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        key TEXT NOT NULL,
+        record TEXT NOT NULL,
+        PRIMARY KEY (vm_id, kind, key)
+    )",
+    "CREATE TABLE outbox (
+        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+        project_id TEXT NOT NULL,
+        at BIGINT NOT NULL,
+        kind TEXT NOT NULL,
+        vm_id TEXT,
+        operation_id TEXT,
+        data TEXT NOT NULL
+    )",
+    "CREATE TABLE events (
+        position BIGINT NOT NULL PRIMARY KEY,
+        project_id TEXT NOT NULL,
+        at BIGINT NOT NULL,
+        kind TEXT NOT NULL,
+        vm_id TEXT,
+        operation_id TEXT,
+        data TEXT NOT NULL
+    )",
+    "CREATE TABLE idempotency_keys (
+        project_id TEXT NOT NULL,
+        key TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        operation_id TEXT NOT NULL,
+        vm_id TEXT NOT NULL,
+        created_at BIGINT NOT NULL,
+        PRIMARY KEY (project_id, key)
+    )",
+    "CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at)",
+    "CREATE TABLE nodes (
+        id TEXT NOT NULL PRIMARY KEY,
+        project_id TEXT NOT NULL,
+        epoch BIGINT NOT NULL,
+        last_start BIGINT NOT NULL
+    )",
+];
+
+#[async_trait::async_trait]
+impl MigrationTrait for First {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for statement in FIRST {
+            manager.get_connection().execute_unprepared(statement).await?;
+        }
+        Ok(())
+    }
+}

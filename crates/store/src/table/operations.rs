@@ -1,0 +1,131 @@
+//! Table `operations`.
+
+use roost_model::{Operation, OperationId, OperationKind, ProjectId, Status, Timestamp, VmId};
+use sea_orm::{QueryResult, Value};
+
+use crate::error::StoreError;
+use crate::sql::{all, execute, one, parameters, record, signed};
+use crate::tx::Tx;
+
+/// Which operations; what is empty or `None` restricts nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OperationFilter {
+    /// The tenant.
+    pub project: Option<ProjectId>,
+    /// Of this VM.
+    pub vm: Option<VmId>,
+    /// In one of these.
+    pub statuses: Vec<Status>,
+    /// Of one of these kinds.
+    pub kinds: Vec<OperationKind>,
+}
+
+/// The table in a transaction.
+#[derive(Debug)]
+pub struct Operations<'a>(pub(crate) &'a Tx);
+
+impl Operations<'_> {
+    /// Adds an operation.
+    pub async fn insert(&self, operation: &Operation) -> Result<(), StoreError> {
+        let sql = "INSERT INTO operations (id, project_id, vm_id, kind, status, priority, finished_at, record) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+        let mut values: Vec<Value> = vec![
+            operation.id.to_string().into(),
+            operation.project.to_string().into(),
+            operation.vm.to_string().into(),
+            operation.goal.kind().as_str().into(),
+        ];
+        values.extend(changing(operation));
+        execute(&self.0.db, sql, values).await?;
+        Ok(())
+    }
+
+    /// One operation.
+    pub async fn get(&self, id: OperationId) -> Result<Option<Operation>, StoreError> {
+        let row =
+            one(&self.0.db, "SELECT id, record FROM operations WHERE id = $1", vec![id.to_string().into()]).await?;
+        row.as_ref().map(operation_of).transpose()
+    }
+
+    /// Replaces an operation's record.
+    pub async fn update(&self, operation: &Operation) -> Result<(), StoreError> {
+        let sql = "UPDATE operations SET status = $1, priority = $2, finished_at = $3, record = $4 WHERE id = $5";
+        let mut values = changing(operation);
+        values.push(operation.id.to_string().into());
+        match execute(&self.0.db, sql, values).await? {
+            1 => Ok(()),
+            _ => Err(StoreError::Conflict { what: operation.id.to_string() }),
+        }
+    }
+
+    /// A VM's operations that have not ended, in the order of their acceptance.
+    pub async fn open_of(&self, vm: VmId) -> Result<Vec<Operation>, StoreError> {
+        let sql = "SELECT id, record FROM operations WHERE vm_id = $1 AND finished_at IS NULL ORDER BY id";
+        all(&self.0.db, sql, vec![vm.to_string().into()]).await?.iter().map(operation_of).collect()
+    }
+
+    /// Every operation that has not ended.
+    pub async fn open(&self) -> Result<Vec<Operation>, StoreError> {
+        let sql = "SELECT id, record FROM operations WHERE finished_at IS NULL ORDER BY id";
+        all(&self.0.db, sql, vec![]).await?.iter().map(operation_of).collect()
+    }
+
+    /// Operations older than `after`, newest first.
+    pub async fn page(
+        &self,
+        filter: &OperationFilter,
+        after: Option<OperationId>,
+        limit: usize,
+    ) -> Result<Vec<Operation>, StoreError> {
+        let OperationFilter { project, vm, statuses, kinds } = filter;
+        let columns: [(&str, Vec<Value>); 4] = [
+            ("project_id", project.iter().map(|p| p.to_string().into()).collect()),
+            ("vm_id", vm.iter().map(|v| v.to_string().into()).collect()),
+            ("status", statuses.iter().map(|s| s.as_str().into()).collect()),
+            ("kind", kinds.iter().map(|k| k.as_str().into()).collect()),
+        ];
+        let mut conditions = Vec::new();
+        let mut values: Vec<Value> = Vec::new();
+        for (column, many) in columns.into_iter().filter(|(_, many)| !many.is_empty()) {
+            conditions.push(format!("{column} IN ({})", parameters(values.len() + 1, many.len())));
+            values.extend(many);
+        }
+        if let Some(after) = after {
+            values.push(after.to_string().into());
+            conditions.push(format!("id < ${}", values.len()));
+        }
+        let restriction =
+            if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
+        values.push(signed(limit as u64).into());
+        let sql = format!("SELECT id, record FROM operations{restriction} ORDER BY id DESC LIMIT ${}", values.len());
+        all(&self.0.db, &sql, values).await?.iter().map(operation_of).collect()
+    }
+
+    /// Whether any ended before `before`.
+    pub async fn any_ended_before(&self, before: Timestamp) -> Result<bool, StoreError> {
+        let sql = "SELECT id FROM operations WHERE finished_at IS NOT NULL AND finished_at < $1 LIMIT 1";
+        Ok(one(&self.0.db, sql, vec![before.unix_ms().into()]).await?.is_some())
+    }
+
+    /// Removes at most `limit` that ended before `before`; how many it was.
+    pub async fn prune(&self, before: Timestamp, limit: u64) -> Result<u64, StoreError> {
+        let sql = "DELETE FROM operations WHERE id IN \
+                   (SELECT id FROM operations WHERE finished_at IS NOT NULL AND finished_at < $1 LIMIT $2)";
+        execute(&self.0.db, sql, vec![before.unix_ms().into(), signed(limit).into()]).await
+    }
+}
+
+fn operation_of(row: &QueryResult) -> Result<Operation, StoreError> {
+    record(row, 1, "operations")
+}
+
+/// `status, priority, finished_at, record`.
+fn changing(operation: &Operation) -> Vec<Value> {
+    let text = serde_json::to_string(operation).expect("an operation has a stored form");
+    vec![
+        operation.status.as_str().into(),
+        operation.priority.as_str().into(),
+        operation.finished_at.map(Timestamp::unix_ms).into(),
+        text.into(),
+    ]
+}
