@@ -55,7 +55,7 @@ impl Cache {
         fs::create_dir_all(&self.root)
             .with_context(|| format!("cannot make the guest cache {}", self.root.display()))?;
         let lock_path = self.root.join(format!(".{name}.lock"));
-        let lock = File::create(&lock_path).with_context(|| lock_path.display().to_string())?;
+        let lock = File::create(&lock_path).with_context(|| format!("cannot make {}", lock_path.display()))?;
         lock.lock().with_context(|| format!("cannot lock {}", lock_path.display()))?;
         if entry.is_dir() {
             return Ok(entry);
@@ -64,9 +64,9 @@ impl Cache {
         // Holding the lock, so a directory of this name is what a builder that died left behind.
         let partial = self.root.join(format!(".{name}.partial"));
         if partial.exists() {
-            fs::remove_dir_all(&partial).with_context(|| partial.display().to_string())?;
+            fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
         }
-        fs::create_dir(&partial).with_context(|| partial.display().to_string())?;
+        fs::create_dir(&partial).with_context(|| format!("cannot make {}", partial.display()))?;
         if let Err(error) = build(&partial) {
             // The build's error is the one to report; what is left is removed by the next builder.
             let _ = fs::remove_dir_all(&partial);

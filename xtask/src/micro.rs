@@ -32,7 +32,7 @@ pub fn micro_guest_in(cache: &Cache) -> Result<PathBuf> {
     let mut inputs = Inputs::new();
     inputs.add("flags", FLAGS.join(" "));
     for file in [&code, &script] {
-        inputs.add("source", fs::read(file).with_context(|| file.display().to_string())?);
+        inputs.add("source", fs::read(file).with_context(|| format!("cannot read {}", file.display()))?);
     }
     let entry = cache.entry("micro", &inputs, |dir| {
         let output = Command::new("gcc")

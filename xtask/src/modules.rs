@@ -79,8 +79,8 @@ impl ModuleTree {
             return Ok(());
         }
         let file = self.files.get(name).with_context(|| format!("kernel {} has no module {name}", self.release))?;
-        let content = read(file).with_context(|| file.display().to_string())?;
-        let depends = depends(&content).with_context(|| file.display().to_string())?;
+        let content = read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let depends = depends(&content).with_context(|| format!("cannot use {}", file.display()))?;
         for needed in &depends {
             self.visit(needed, ordered)?;
         }
@@ -131,7 +131,7 @@ fn module_name(path: &Path) -> Option<String> {
 }
 
 fn collect(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let entry = entry?;
         let path = entry.path();
         // Not through links: `build` and `source` point out of the tree.

@@ -36,7 +36,7 @@ pub(crate) fn fetch(cache: &Cache) -> Result<Packages> {
     let entry = cache.entry("packages", &inputs, download)?;
 
     let mut files = Vec::new();
-    for file in fs::read_dir(&entry).with_context(|| entry.display().to_string())? {
+    for file in fs::read_dir(&entry).with_context(|| format!("cannot list {}", entry.display()))? {
         files.push(file?.path());
     }
     files.sort();
@@ -58,7 +58,7 @@ fn download(into: &Path) -> Result<()> {
         .and_then(|_| own.download(into))
         .with_context(|| format!("with the system's package lists: {first:#}"))
         .with_context(|| format!("cannot download {KERNEL} and {USERLAND} from Debian"))?;
-    fs::remove_dir_all(&state).with_context(|| state.display().to_string())
+    fs::remove_dir_all(&state).with_context(|| format!("cannot remove {}", state.display()))
 }
 
 struct Apt {

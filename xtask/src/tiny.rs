@@ -122,7 +122,7 @@ fn read_rootfs(root: &Path) -> Result<Vec<RootFile>> {
     let mut files = Vec::new();
     let mut directories = vec![root.to_owned()];
     while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
+        for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))? {
             let entry = entry?;
             let path = entry.path();
             if entry.file_name().as_encoded_bytes().starts_with(b".") {
@@ -136,9 +136,9 @@ fn read_rootfs(root: &Path) -> Result<Vec<RootFile>> {
             ensure!(kind.is_file(), "{} is neither a file nor a directory", path.display());
             let relative = path.strip_prefix(root).expect("found below the root").to_str();
             files.push(RootFile {
-                path: relative.with_context(|| path.display().to_string())?.to_owned(),
+                path: relative.with_context(|| format!("cannot use {}", path.display()))?.to_owned(),
                 executable: entry.metadata()?.permissions().mode() & 0o111 != 0,
-                content: fs::read(&path).with_context(|| path.display().to_string())?,
+                content: fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?,
             });
         }
     }
@@ -161,8 +161,8 @@ fn build(packages: &Packages, rootfs: Vec<RootFile>, dir: &Path) -> Result<()> {
     let archive = compose(&modules, &unpacked, rootfs)?;
     fs::write(dir.join("initrd"), archive.to_bytes()?).context("initrd")?;
     let kernel = unpacked.join("boot").join(format!("vmlinuz-{}", modules.release));
-    fs::rename(&kernel, dir.join("vmlinuz")).with_context(|| kernel.display().to_string())?;
-    fs::remove_dir_all(&unpacked).with_context(|| unpacked.display().to_string())
+    fs::rename(&kernel, dir.join("vmlinuz")).with_context(|| format!("cannot find {}", kernel.display()))?;
+    fs::remove_dir_all(&unpacked).with_context(|| format!("cannot remove {}", unpacked.display()))
 }
 
 fn compose(modules: &ModuleTree, unpacked: &Path, rootfs: Vec<RootFile>) -> Result<Archive> {
