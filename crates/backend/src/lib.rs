@@ -5,6 +5,8 @@
 //! A backend sees only the model: no wire types, no SQL, no engine.
 #![forbid(unsafe_code)]
 
+pub mod conformance;
+
 mod error;
 mod event;
 mod journal;
