@@ -4,7 +4,7 @@
 //! Not here, on purpose: creating, configuring or removing one. A TAP that the user names is the
 //! user's.
 
-use std::ffi::c_short;
+use std::ffi::{c_char, c_short};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -147,7 +147,7 @@ fn attach(fd: &OwnedFd, name: &str, flags: i32) -> Result<(), Errno> {
     // SAFETY: an all-zero ifreq is a valid one: an empty name and a union of plain integers.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name[..MAX_NAME].iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
+        *to = c_char::from_ne_bytes([from]);
     }
     request.ifr_ifru.ifru_flags = flags as c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives across the call; the name in it ends

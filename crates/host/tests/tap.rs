@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -19,8 +20,13 @@ fn an_existing_tap_is_opened_and_left() {
         eprintln!("not tried: no unshare");
         return;
     };
-    if find_program("ip".as_ref()).is_none() || !Path::new("/dev/net/tun").exists() {
-        eprintln!("not tried: no ip, or no /dev/net/tun");
+    let tun = fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    if let Err(error) = tun {
+        eprintln!("not tried: /dev/net/tun does not open: {error}");
+        return;
+    }
+    if find_program("ip".as_ref()).is_none() {
+        eprintln!("not tried: no ip");
         return;
     }
     let mut namespaces = vec!["--net", "--mount"];
@@ -59,13 +65,13 @@ fn inside_the_namespace() {
     ip("tuntap add roost1 mode tap multi_queue");
     ip("tuntap add roost2 mode tun");
 
-    let index = || std::fs::read_to_string("/sys/class/net/roost0/ifindex").unwrap();
+    let index = || fs::read_to_string("/sys/class/net/roost0/ifindex").unwrap();
     let before = index();
     let tap = open_tap("roost0").unwrap();
     assert!(matches!(open_tap("roost0"), Err(TapError::Busy { .. })));
     drop(tap);
     let tap = open_tap("roost0").unwrap();
-    let flags = std::fs::read_to_string("/sys/class/net/roost0/tun_flags").unwrap();
+    let flags = fs::read_to_string("/sys/class/net/roost0/tun_flags").unwrap();
     let flags = i32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap();
     let wanted = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     assert_eq!(flags & wanted, wanted, "{flags:#x}");
