@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use buffa::EnumValue;
-use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, SharedHttp2Connection};
 use connectrpc::ConnectError;
+use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, SharedHttp2Connection};
 use roost_api::vmm::v1::*;
 
 use crate::console::Console;
@@ -98,9 +98,10 @@ impl Client {
     /// Creates many VMs, or none; in the order of the request.
     pub async fn bulk_create_vms(&self, request: BulkCreateVmsRequest) -> Result<Vec<Changed>, Error> {
         let answer = self.answer(self.vms.bulk_create_vms(request)).await?.into_owned();
-        let changed = answer.vms.into_iter().map(|vm| {
-            Ok(Changed { vm_id: vm.vm_id, state: vm.state, operation: operation(vm.operation)? })
-        });
+        let changed = answer
+            .vms
+            .into_iter()
+            .map(|vm| Ok(Changed { vm_id: vm.vm_id, state: vm.state, operation: operation(vm.operation)? }));
         changed.collect()
     }
 

@@ -1,5 +1,7 @@
 //! Generates the wire types from `proto/` without `protoc`: `protox` makes the descriptor set.
 
+mod schema;
+
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     println!("cargo:rerun-if-changed={}", root.display());
+    println!("cargo:rerun-if-changed=build");
 
     // With source info for the generated docs; without it for what ends up in the binary.
     let mut compiler = protox::Compiler::new([&root])?;
@@ -24,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         file.source_code_info = None;
     }
     std::fs::write(out.join("descriptors.bin"), set.encode_to_vec())?;
+    std::fs::write(out.join("schema.rs"), schema::generate(&compiler.descriptor_pool()))?;
 
     let mut messages = CodeGenConfig::default();
     messages.generate_json = true;
