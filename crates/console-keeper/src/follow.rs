@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::LOG_FILE;
-use crate::tail::{identity, open_log, read_tail_at};
+use crate::tail::{identity, open_log, read_tail_and_end};
 
 /// A reader's place in a console log. It knows no waiting: the caller learns elsewhere that there is
 /// more (a keeper writes to the log before it tells its clients).
@@ -33,16 +33,10 @@ impl Follower {
     pub fn start(dir: &Path, bytes: usize) -> io::Result<(Self, Vec<u8>)> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(dir, flags, Mode::empty())?;
-        // The tail and the place have to fit: again until nothing was written between the two looks.
-        loop {
-            let before = Self::end(&dir)?;
-            let tail = read_tail_at(dir.as_fd(), bytes)?;
-            let current = Self::end(&dir)?;
-            let place = |p: &Option<Place>| p.as_ref().map(|p| (p.identity, p.offset));
-            if place(&before) == place(&current) {
-                return Ok((Self { dir, current }, tail));
-            }
-        }
+        // One look tells both, or a guest that never stops talking would keep us looking.
+        let (tail, end) = read_tail_and_end(dir.as_fd(), bytes)?;
+        let current = end.map(|(file, stat, offset)| Place { file, identity: identity(&stat), offset });
+        Ok((Self { dir, current }, tail))
     }
 
     /// At most `most` bytes of what was written since the last call; empty when there is nothing new.
@@ -77,15 +71,6 @@ impl Follower {
             Err(Errno::NOENT) => Ok(true),
             Err(errno) => Err(errno.into()),
         }
-    }
-
-    /// The end of the current log.
-    fn end(dir: &OwnedFd) -> io::Result<Option<Place>> {
-        let mut place = Self::open_current(dir)?;
-        if let Some(place) = &mut place {
-            place.offset = u64::try_from(rustix::fs::fstat(&place.file)?.st_size).unwrap_or(0);
-        }
-        Ok(place)
     }
 
     fn open_current(dir: &OwnedFd) -> io::Result<Option<Place>> {
@@ -142,6 +127,34 @@ mod tests {
         append(dir, "after");
         assert_eq!(late.read_new(100).unwrap(), b"foreafter");
         assert!(late.read_new(100).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_never_stops_talking_is_followed_from_anywhere() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        append(dir, "0000000\n");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let guest = scope.spawn(|| {
+                let mut line = 0;
+                while !done.load(Ordering::Relaxed) {
+                    line += 1;
+                    append(dir, &format!("{line:07}\n"));
+                }
+            });
+            for _ in 0..200 {
+                let (mut follower, mut seen) = Follower::start(dir, 80).unwrap();
+                seen.extend(follower.read_new(80).unwrap());
+                let text = String::from_utf8(seen).unwrap();
+                let lines: Vec<u32> = text.lines().map(|line| line.parse().unwrap()).collect();
+                assert!(lines.windows(2).all(|pair| pair[1] == pair[0] + 1), "a gap or a repetition: {lines:?}");
+            }
+            done.store(true, Ordering::Relaxed);
+            guest.join().unwrap();
+        });
     }
 
     #[test]

@@ -24,6 +24,14 @@ pub fn read_tail(dir: &Path, bytes: usize) -> io::Result<Vec<u8>> {
 }
 
 pub(crate) fn read_tail_at(dir: BorrowedFd<'_>, bytes: usize) -> io::Result<Vec<u8>> {
+    Ok(read_tail_and_end(dir, bytes)?.0)
+}
+
+/// The current log, and how much of it a tail has covered.
+pub(crate) type End = (OwnedFd, Stat, u64);
+
+/// The tail, and the place in the current log at which it ends: what is written later is beyond it.
+pub(crate) fn read_tail_and_end(dir: BorrowedFd<'_>, bytes: usize) -> io::Result<(Vec<u8>, Option<End>)> {
     // A rotation takes half a cap of output: another one while we open two files is rare, ten in a
     // row do not happen. The last attempt is used as it is.
     let mut pair = LogPair::open(dir)?;
@@ -59,16 +67,21 @@ impl LogPair {
         Ok(now == current && (current.is_none() || current != old))
     }
 
-    fn tail(&self, bytes: usize) -> io::Result<Vec<u8>> {
-        let of_current = self.current.as_ref().map(|(file, _)| file_tail(file, bytes)).transpose()?;
-        let of_current = of_current.unwrap_or_default();
+    fn tail(self, bytes: usize) -> io::Result<(Vec<u8>, Option<End>)> {
+        let (of_current, end) = match self.current {
+            Some((file, stat)) => {
+                let (tail, end) = file_tail(&file, bytes)?;
+                (tail, Some((file, stat, end)))
+            }
+            None => (Vec::new(), None),
+        };
         let missing = bytes - of_current.len();
         let mut tail = match &self.old {
-            Some((file, _)) if missing > 0 => file_tail(file, missing)?,
+            Some((file, _)) if missing > 0 => file_tail(file, missing)?.0,
             _ => Vec::new(),
         };
         tail.extend_from_slice(&of_current);
-        Ok(tail)
+        Ok((tail, end))
     }
 }
 
@@ -88,8 +101,8 @@ pub(crate) fn open_log(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<(Ow
     }
 }
 
-/// At most `bytes` from the end of one file, as long as it is at this moment.
-fn file_tail(file: &OwnedFd, bytes: usize) -> io::Result<Vec<u8>> {
+/// At most `bytes` from the end of one file, as long as it is at this moment, and where that end is.
+fn file_tail(file: &OwnedFd, bytes: usize) -> io::Result<(Vec<u8>, u64)> {
     let size = u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0);
     let wanted = size.min(bytes as u64);
     let from = size - wanted;
@@ -104,7 +117,7 @@ fn file_tail(file: &OwnedFd, bytes: usize) -> io::Result<Vec<u8>> {
         }
     }
     tail.truncate(filled);
-    Ok(tail)
+    Ok((tail, from + filled as u64))
 }
 
 /// The last bytes of the guest's output.
