@@ -1,0 +1,111 @@
+//! Where devices sit: fixed places, so that a device that comes or goes moves no other.
+//!
+//! ```text
+//!   q35, slots of pcie.0          microvm, virtio-mmio buses from 0
+//!     1       left for graphics     disks, then NICs, then the rest, in the spec's order
+//!     2       random numbers
+//!     3       SCSI controller
+//!     4..11   NICs
+//!     16..23  virtio disks, up to 3 functions each
+//!     24..27  SATA controllers beyond the built-in one
+//!     31      the chipset's own
+//! ```
+
+use roost_backend::BackendError;
+use roost_model::VmSpec;
+use roost_model::spec::{Bus, MachineType};
+use serde_json::{Value, json};
+
+use super::unsupported;
+
+/// virtio-mmio buses of a microvm without a second IO-APIC (`VIRTIO_NUM_TRANSPORTS` in `hw/i386/microvm.c`: 8;
+/// more needs `ioapic2`, which software emulation has and an in-kernel interrupt controller may not).
+const MMIO_BUSES: usize = 8;
+
+const RANDOM_SLOT: usize = 2;
+const SCSI_SLOT: usize = 3;
+const FIRST_NIC_SLOT: usize = 4;
+const FIRST_DISK_SLOT: usize = 16;
+const DISK_SLOTS: usize = 8;
+const FIRST_SATA_SLOT: usize = 24;
+
+/// What a place is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Disk,
+    Nic,
+    Scsi,
+    Random,
+}
+
+#[derive(Debug)]
+pub(super) struct Places {
+    machine: MachineType,
+    /// More virtio disks than slots for them.
+    shared_slots: bool,
+    /// Disks on PCI, NICs on PCI, or everything on virtio-mmio so far.
+    disks: usize,
+    nics: usize,
+    buses: usize,
+}
+
+impl Places {
+    pub(super) fn new(machine: MachineType, spec: &VmSpec) -> Self {
+        let virtio_disks = spec.storage.iter().filter(|disk| disk.bus == Bus::Virtio).count();
+        Self { machine, shared_slots: virtio_disks > DISK_SLOTS, disks: 0, nics: 0, buses: 0 }
+    }
+
+    /// The driver of a virtio device and its place, ready for more properties.
+    pub(super) fn virtio(&mut self, kind: &str, role: Role) -> Result<Value, BackendError> {
+        match self.machine {
+            MachineType::Q35 => {
+                let mut device = json!({ "driver": format!("virtio-{kind}-pci"), "bus": "pcie.0" });
+                device["addr"] = self.pci(role).into();
+                if role == Role::Disk && self.shared_slots && self.disks <= DISK_SLOTS {
+                    device["multifunction"] = true.into();
+                }
+                Ok(device)
+            }
+            MachineType::Microvm => {
+                let bus = self.buses;
+                if bus >= MMIO_BUSES {
+                    return Err(unsupported(
+                        "devices",
+                        bus + 1,
+                        "microvm has too few places",
+                        "8 virtio devices, one of them for random numbers",
+                    ));
+                }
+                self.buses += 1;
+                Ok(json!({ "driver": format!("virtio-{kind}-device"), "bus": format!("virtio-mmio-bus.{bus}") }))
+            }
+        }
+    }
+
+    fn pci(&mut self, role: Role) -> String {
+        let (slot, function) = match role {
+            Role::Random => (RANDOM_SLOT, 0),
+            Role::Scsi => (SCSI_SLOT, 0),
+            Role::Nic => {
+                self.nics += 1;
+                (FIRST_NIC_SLOT + self.nics - 1, 0)
+            }
+            Role::Disk => {
+                let index = self.disks;
+                self.disks += 1;
+                (FIRST_DISK_SLOT + index % DISK_SLOTS, index / DISK_SLOTS)
+            }
+        };
+        address(slot, function)
+    }
+
+    /// The place of SATA controller `index`, from 1: number 0 is built in.
+    pub(super) fn sata_controller(index: usize) -> String {
+        address(FIRST_SATA_SLOT + index - 1, 0)
+    }
+}
+
+/// A PCI address as `-device` takes it: hexadecimal slot and function.
+fn address(slot: usize, function: usize) -> String {
+    format!("{slot:#x}.{function:#x}")
+}
