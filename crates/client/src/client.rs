@@ -18,6 +18,8 @@ use crate::stream::{ConsoleLog, Watch};
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 /// How often a connection with calls in flight is asked whether it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// How long one call waits for an operation: a long wait is many calls, so that no limit of a server is met.
+const WAIT_PART: Duration = Duration::from_secs(60);
 /// How many calls may wait for the connection.
 const CALLS_IN_LINE: usize = 1024;
 /// The longest message taken from the daemon.
@@ -203,20 +205,23 @@ impl Client {
 
     /// Waits for an operation's end, for so long at most; then the operation as it is.
     pub async fn wait_operation(&self, id: &str, at_most: Duration) -> Result<Operation, Error> {
-        let end = Instant::now() + at_most;
-        loop {
-            let left = end.saturating_duration_since(Instant::now()).as_secs_f64().ceil();
-            // One call waits for a part of it, so that no server's limit is met.
-            let request = WaitOperationRequest {
-                operation_id: id.to_owned(),
-                timeout_seconds: (left as u32).clamp(1, 60),
-                ..Default::default()
-            };
-            let answer = self.answer(self.operations.wait_operation(request)).await?.into_owned();
-            let operation = operation(answer.operation)?;
-            if has_ended(&operation) || Instant::now() >= end {
-                return Ok(operation);
+        let wait = async {
+            loop {
+                let request = WaitOperationRequest {
+                    operation_id: id.to_owned(),
+                    timeout_seconds: WAIT_PART.as_secs() as u32,
+                    ..Default::default()
+                };
+                let answer = self.answer(self.operations.wait_operation(request)).await?.into_owned();
+                let operation = operation(answer.operation)?;
+                if has_ended(&operation) {
+                    return Ok(operation);
+                }
             }
+        };
+        match tokio::time::timeout(at_most, wait).await {
+            Ok(ended) => ended,
+            Err(_) => self.get_operation(id).await,
         }
     }
 
@@ -266,6 +271,7 @@ fn operation(field: impl Into<Option<Operation>>) -> Result<Operation, Error> {
         code: connectrpc::ErrorCode::Internal,
         message: "the daemon's answer lacks its operation".to_owned(),
         detail: None,
+        operation: None,
     })
 }
 

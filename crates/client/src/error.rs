@@ -7,7 +7,8 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use buffa::Message;
 use connectrpc::{ConnectError, ErrorCode};
-use roost_api::vmm::v1::ErrorDetail;
+use roost_api::status::{ERROR_DETAIL, OPERATION};
+use roost_api::vmm::v1::{ErrorDetail, Operation};
 use thiserror::Error;
 
 /// Why a call did not give what it was asked for.
@@ -31,6 +32,8 @@ pub enum Error {
         /// The reason, the field and the value at fault, and what is permitted. `None`: the error
         /// does not come from the daemon's own code (a broken connection, a bad frame).
         detail: Option<Box<ErrorDetail>>,
+        /// The operation, where the call waited for one that came to nothing.
+        operation: Option<Box<Operation>>,
     },
 }
 
@@ -56,6 +59,14 @@ impl Error {
         }
     }
 
+    /// The operation that came to nothing, where the call waited for one.
+    pub fn operation(&self) -> Option<&Operation> {
+        match self {
+            Error::Unreachable { .. } => None,
+            Error::Call { operation, .. } => operation.as_deref(),
+        }
+    }
+
     pub(crate) fn from_call(error: &ConnectError, socket: &std::path::Path) -> Self {
         if error.code == ErrorCode::Unavailable
             && let Some(kind) = connect_failure(error)
@@ -65,7 +76,8 @@ impl Error {
         Error::Call {
             code: error.code,
             message: error.message.clone().unwrap_or_else(|| error.code.as_str().to_owned()),
-            detail: error.details.iter().find_map(decode).map(Box::new),
+            detail: decode(error, ERROR_DETAIL).map(Box::new),
+            operation: decode(error, OPERATION).map(Box::new),
         }
     }
 }
@@ -83,14 +95,12 @@ fn connect_failure(error: &ConnectError) -> Option<io::ErrorKind> {
     None
 }
 
-fn decode(detail: &connectrpc::ErrorDetail) -> Option<ErrorDetail> {
-    let name = detail.type_url.rsplit('/').next().unwrap_or_default();
-    if name != "vmm.v1.ErrorDetail" {
-        return None;
-    }
+/// The first detail of that type.
+fn decode<M: Message>(error: &ConnectError, name: &str) -> Option<M> {
+    let detail = error.details.iter().find(|d| d.type_url.rsplit('/').next() == Some(name))?;
     let text = detail.value.as_deref()?;
     let bytes = STANDARD_NO_PAD.decode(text).or_else(|_| STANDARD.decode(text)).ok()?;
-    ErrorDetail::decode_from_slice(&bytes).ok()
+    M::decode_from_slice(&bytes).ok()
 }
 
 fn describe(kind: io::ErrorKind) -> &'static str {

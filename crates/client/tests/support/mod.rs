@@ -1,14 +1,17 @@
 //! A server of the whole API surface on a Unix socket, assembled as the daemon assembles it, with
 //! the smallest services that show how a call gets through.
+// Each test file uses its part; a handler that names its answer's type promises more than it must.
+#![allow(dead_code, unreachable_pub, refining_impl_trait)]
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::routing::get;
 use connectrpc::{
-    ConnectError, ConnectRpcService, DeadlinePolicy, ErrorCode, ErrorDetail as WireDetail, InboundStream, Limits,
-    RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
+    ConnectError, ConnectRpcService, DeadlinePolicy, InboundStream, Limits, RequestContext, Response, ServiceRequest,
+    ServiceResult, ServiceStream,
 };
 use futures::StreamExt;
 use hyper::Request;
@@ -16,7 +19,9 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use roost_api::status;
 use roost_api::vmm::v1::*;
+use roost_model::Invalid;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tower::ServiceExt;
@@ -36,7 +41,25 @@ struct Peer {
 pub struct TestServer {
     pub socket: PathBuf,
     stop: watch::Sender<bool>,
+    watches: watch::Receiver<usize>,
+    connections: Arc<AtomicUsize>,
     dir: tempfile::TempDir,
+}
+
+/// Counts a watch for as long as its stream is there.
+struct Counted(watch::Sender<usize>);
+
+impl Counted {
+    fn new(watches: &watch::Sender<usize>) -> Self {
+        watches.send_modify(|n| *n += 1);
+        Self(watches.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n -= 1);
+    }
 }
 
 impl TestServer {
@@ -48,8 +71,27 @@ impl TestServer {
         let socket = dir.path().join("api.sock");
         let listener = UnixListener::bind(&socket).expect("the socket can be bound");
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(serve(listener, app(), stopped));
-        Self { socket, stop, dir }
+        let (sender, watches) = watch::channel(0);
+        let connections = Arc::new(AtomicUsize::new(0));
+        tokio::spawn(serve(listener, app(sender), stopped, Arc::clone(&connections)));
+        Self { socket, stop, watches, connections, dir }
+    }
+
+    /// How many connections it has taken.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// How many watches are open.
+    pub fn watches(&self) -> usize {
+        *self.watches.borrow()
+    }
+
+    /// Waits until so many watches are open.
+    pub async fn until_watches(&self, count: usize) {
+        let mut watches = self.watches.clone();
+        let there = watches.wait_for(|n| *n == count);
+        tokio::time::timeout(Duration::from_secs(10), there).await.expect("in time").expect("the server runs");
     }
 
     /// Stops it, and starts another one at the same path.
@@ -62,9 +104,9 @@ impl TestServer {
 }
 
 /// Connect, gRPC, gRPC-Web, health, reflection and plain HTTP behind one door.
-fn app() -> axum::Router {
+fn app(watches: watch::Sender<usize>) -> axum::Router {
     let router = connectrpc::Router::new()
-        .add_service(Arc::new(Vms))
+        .add_service(Arc::new(Vms { watches }))
         .add_service(Arc::new(Operations))
         .add_service(Arc::new(System));
     let (router, _health) = connectrpc_health::install_static(
@@ -81,11 +123,17 @@ fn app() -> axum::Router {
                 .with_min(Duration::from_millis(5))
                 .with_max(Duration::from_secs(3600))
                 .with_default_timeout(DEFAULT_DEADLINE),
-        );
+        )
+        .with_interceptor(roost_api::StrictJson);
     axum::Router::new().route("/_/health", get(|| async { "ok" })).fallback_service(rpc)
 }
 
-async fn serve(listener: UnixListener, app: axum::Router, mut stopped: watch::Receiver<bool>) {
+async fn serve(
+    listener: UnixListener,
+    app: axum::Router,
+    mut stopped: watch::Receiver<bool>,
+    connections: Arc<AtomicUsize>,
+) {
     let mut http = auto::Builder::new(TokioExecutor::new());
     http.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
     http.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(60)).max_concurrent_streams(256);
@@ -95,6 +143,7 @@ async fn serve(listener: UnixListener, app: axum::Router, mut stopped: watch::Re
             _ = stopped.wait_for(|s| *s) => break,
             accepted = listener.accept() => accepted.expect("a test's socket accepts"),
         };
+        connections.fetch_add(1, Ordering::SeqCst);
         let peer = Peer { uid: stream.peer_cred().expect("a Unix socket knows its peer").uid() };
         let app = app.clone();
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -114,20 +163,15 @@ async fn serve(listener: UnixListener, app: axum::Router, mut stopped: watch::Re
     }
 }
 
-struct Vms;
+struct Vms {
+    watches: watch::Sender<usize>,
+}
+
 struct Operations;
 struct System;
 
 fn refused(field: &str, value: &str) -> ConnectError {
-    let detail = ErrorDetail {
-        reason: "INVALID_FIELD".to_owned(),
-        field: field.to_owned(),
-        value: value.to_owned(),
-        permitted: vec!["something else".to_owned()],
-        ..Default::default()
-    };
-    ConnectError::new(ErrorCode::InvalidArgument, format!("{field} {value:?} is refused"))
-        .with_detail(WireDetail::from_message("vmm.v1.ErrorDetail", &detail))
+    status::invalid(&Invalid::new(field, value, "is refused").permit(["something else"]))
 }
 
 fn done(vm_id: &str) -> Operation {
@@ -137,6 +181,28 @@ fn done(vm_id: &str) -> Operation {
         status: OperationStatus::Succeeded.into(),
         ..Default::default()
     }
+}
+
+/// An operation that does not end.
+fn endless() -> Operation {
+    Operation { id: "op_endless".to_owned(), status: OperationStatus::Running.into(), ..Default::default() }
+}
+
+/// An operation that failed.
+fn doomed() -> roost_model::Operation {
+    use roost_model::operation::{Goal, OperationError};
+    use roost_model::{OperationId, Power, Priority, ProjectId, Status, Timestamp, VmId};
+    let now = Timestamp::from_unix_ms(1_700_000_000_123);
+    let (id, vm) = (OperationId::from_parts(1, [1; 10]), VmId::from_parts(1, [2; 10]));
+    let goal = Goal::Create { power: Power::Running };
+    let mut operation = roost_model::Operation::new(id, ProjectId::DEFAULT, vm, goal, Priority::Default, now);
+    let error = OperationError {
+        reason: "KERNEL_UNREADABLE".to_owned(),
+        message: "/boot/vmlinuz: permission denied".to_owned(),
+        hint: "make it readable".to_owned(),
+    };
+    operation.finish(Status::Failed, Some(error), now);
+    operation
 }
 
 macro_rules! mutation {
@@ -163,8 +229,10 @@ impl VmService for Vms {
         request: ServiceRequest<'_, CreateVmRequest>,
     ) -> ServiceResult<CreateVmResponse> {
         let request = request.to_owned_message();
-        if request.name == "bad" {
-            return Err(refused("name", &request.name));
+        match request.name.as_str() {
+            "bad" => return Err(refused("name", "bad")),
+            "doomed" => return Err(status::failed(&doomed())),
+            _ => {}
         }
         Response::ok(CreateVmResponse {
             vm_id: request.name.clone(),
@@ -220,21 +288,31 @@ impl VmService for Vms {
         Response::ok(BulkCreateVmsResponse { vms: vms.collect(), ..Default::default() })
     }
 
-    /// Three events, and then none for ever; or an error after the first, from position 13.
+    /// Three events, one more when the deadline of calls is long over, and then none for ever; or an
+    /// error after the first, from position 13.
     async fn watch_vms(
         &self,
         _ctx: RequestContext,
         request: ServiceRequest<'_, WatchVmsRequest>,
     ) -> ServiceResult<ServiceStream<WatchVmsResponse>> {
         let from = request.from_position.unwrap_or(0);
-        let events = futures::stream::iter((1..=3).map(move |n| {
-            if from == 13 && n == 2 {
-                return Err(refused("from_position", "13"));
-            }
+        let counted = Counted::new(&self.watches);
+        let event = move |n| {
             let event = Event { position: from + n, kind: "vm.state".to_owned(), ..Default::default() };
             Ok(WatchVmsResponse { event: event.into(), ..Default::default() })
+        };
+        let events = futures::stream::iter((1..=3).map(move |n| match (from, n) {
+            (13, 2) => Err(refused("from_position", "13")),
+            _ => event(n),
         }));
-        Response::stream_ok(events.chain(futures::stream::pending()))
+        let late = futures::stream::once(async move {
+            tokio::time::sleep(2 * DEFAULT_DEADLINE).await;
+            event(4)
+        });
+        let stream = events.chain(late).chain(futures::stream::pending());
+        Response::stream_ok(stream.inspect(move |_| {
+            let _ = &counted;
+        }))
     }
 
     async fn get_console_log(
@@ -270,7 +348,10 @@ impl OperationService for Operations {
         _ctx: RequestContext,
         request: ServiceRequest<'_, GetOperationRequest>,
     ) -> ServiceResult<GetOperationResponse> {
-        Err(ConnectError::not_found(format!("there is no operation {:?}", request.operation_id)))
+        match request.operation_id {
+            "op_endless" => Response::ok(GetOperationResponse { operation: endless().into(), ..Default::default() }),
+            id => Err(ConnectError::not_found(format!("there is no operation {id:?}"))),
+        }
     }
 
     async fn list_operations(
@@ -284,8 +365,11 @@ impl OperationService for Operations {
     async fn wait_operation(
         &self,
         _ctx: RequestContext,
-        _request: ServiceRequest<'_, WaitOperationRequest>,
+        request: ServiceRequest<'_, WaitOperationRequest>,
     ) -> ServiceResult<WaitOperationResponse> {
+        if request.operation_id == "op_endless" {
+            std::future::pending::<()>().await;
+        }
         Response::ok(WaitOperationResponse { operation: done("vm").into(), ..Default::default() })
     }
 
