@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 pub use cache::{Cache, Inputs};
 pub use micro::{micro_guest, micro_guest_in};
-pub use tiny::{GUEST_UP, KERNEL_ARGS, TinyGuest, microvm_tsc_argument, tiny_guest, tiny_guest_in};
+pub use tiny::{GUEST_UP, KERNEL_ARGS, TinyGuest, microvm_kernel_args, tiny_guest, tiny_guest_in};
 
 /// The root of the repository that this was built from.
 pub fn repository() -> PathBuf {

@@ -99,15 +99,24 @@ pub fn tiny_guest_in(cache: &Cache, rootfs: &Path) -> Result<TinyGuest> {
     Ok(TinyGuest { kernel: entry.join("vmlinuz"), initrd: entry.join("initrd") })
 }
 
-/// The kernel argument that cures the boots of a stock kernel on microvm under TCG that hang, or nothing
-/// where it cannot be known. There the kernel has only the PIT to measure the TSC by; on a busy host the
-/// measurement fails and it never gets a clock. This tells it what QEMU emulates: the host's own rate. The
-/// value comes from `/proc/cpuinfo`; by as much as it is off, the guest's clock goes wrong.
-pub fn microvm_tsc_argument() -> Option<String> {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").ok()?;
-    let mhz = cpuinfo.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1))?;
-    let khz = mhz.trim().parse::<f64>().ok()? * 1000.0;
-    Some(format!("tsc_early_khz={khz:.0}"))
+/// The kernel command line on microvm under TCG: [`KERNEL_ARGS`], and what cures its boots and reboots that
+/// hang (`guests/tiny/README.md` has why). The host's TSC frequency comes from `/proc/cpuinfo`; where that
+/// does not say it, it is left out.
+pub fn microvm_kernel_args() -> String {
+    let mut args = format!("{KERNEL_ARGS} reboot=t");
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if let Some(khz) = tsc_khz(&cpuinfo) {
+        args.push_str(&format!(" tsc_early_khz={khz}"));
+    }
+    args
+}
+
+/// The first CPU's frequency.
+fn tsc_khz(cpuinfo: &str) -> Option<u32> {
+    let mhz = cpuinfo.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split_once(": "))?.1;
+    let (whole, thousandths) = mhz.trim().split_once('.')?;
+    let thousandths = format!("{thousandths:0<3}");
+    Some(whole.parse::<u32>().ok()? * 1000 + thousandths.get(..3)?.parse::<u32>().ok()?)
 }
 
 struct RootFile {
@@ -235,6 +244,15 @@ mod tests {
             let script = file.content.starts_with(b"#!");
             assert_eq!(file.executable, script, "{}", file.path);
         }
+    }
+
+    #[test]
+    fn the_tsc_frequency_is_read_in_khz() {
+        let cpuinfo = "processor\t: 0\nmodel name\t: X\ncpu MHz\t\t: 2445.432\ncpu MHz\t\t: 1.0\n";
+        assert_eq!(tsc_khz(cpuinfo), Some(2_445_432));
+        assert_eq!(tsc_khz("cpu MHz\t\t: 800.5\n"), Some(800_500));
+        assert_eq!(tsc_khz("cpu MHz\t\t: fast\n"), None);
+        assert_eq!(tsc_khz(""), None);
     }
 
     #[test]

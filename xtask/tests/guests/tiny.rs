@@ -8,10 +8,8 @@ const MICROVM: (&str, &str) = ("microvm,acpi=on", "device");
 
 fn boot((machine, bus): (&str, &str)) -> Qemu {
     let guest = xtask::tiny_guest().unwrap();
-    let mut kernel_args = xtask::KERNEL_ARGS.to_owned();
-    if (machine, bus) == MICROVM {
-        kernel_args = format!("{kernel_args} {}", xtask::microvm_tsc_argument().unwrap());
-    }
+    let on_microvm = (machine, bus) == MICROVM;
+    let kernel_args = if on_microvm { xtask::microvm_kernel_args() } else { xtask::KERNEL_ARGS.to_owned() };
     let device = |kind: &str| format!("{kind}-{bus}");
     let args = [
         ["-initrd", guest.initrd.to_str().unwrap()],
