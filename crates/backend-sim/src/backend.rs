@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::future::{pending, poll_fn};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -26,6 +27,7 @@ use crate::faults::{Death, Fault, Method};
 use crate::guest::Guest;
 use crate::host::SimHost;
 use crate::link::{Gate, Link, LocalLink};
+use crate::remote::{RemoteLink, RemoteOptions};
 use crate::request::{Found, HostError, Reply, Request, Sought, There};
 
 /// The key of the record of a VM's definition on the host.
@@ -64,6 +66,19 @@ impl SimBackend {
     /// again.
     pub fn on(host: Arc<SimHost>, config: SimConfig, events: EventSender) -> Self {
         let link = Link::Local(LocalLink::new(host, events, config.report_asked_ends));
+        Self { config, link, under_way: Mutex::default(), dead: AtomicBool::new(false) }
+    }
+
+    /// A backend over the host process that listens at `socket`. Where nobody does and the configuration names
+    /// a program, that is started; it outlives this process. Needs a tokio runtime around it.
+    pub fn hosted(socket: impl Into<PathBuf>, config: SimConfig, events: EventSender) -> Self {
+        let options = RemoteOptions {
+            socket: socket.into(),
+            binary: config.host_binary.clone(),
+            report_asked_ends: config.report_asked_ends,
+            clock: Arc::clone(&config.clock),
+        };
+        let link = Link::Remote(RemoteLink::new(options, events));
         Self { config, link, under_way: Mutex::default(), dead: AtomicBool::new(false) }
     }
 

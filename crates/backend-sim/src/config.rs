@@ -28,6 +28,8 @@ pub struct SimConfig {
     /// Whether every step of a method gives way to other tasks once, so that an executor can put
     /// other work between any two of them. In process only.
     pub yields: bool,
+    /// The program `roost-simhost`, to be started where nobody listens at the socket. Hosted only.
+    pub host_binary: Option<PathBuf>,
 }
 
 impl Default for SimConfig {
@@ -40,6 +42,7 @@ impl Default for SimConfig {
             log_dir: PathBuf::from("/nonexistent/roost-sim"),
             report_asked_ends: false,
             yields: true,
+            host_binary: None,
         }
     }
 }

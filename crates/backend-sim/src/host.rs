@@ -167,6 +167,11 @@ impl SimHost {
         self.lock().vms.is_empty()
     }
 
+    /// How many machines there are, ended ones included: their ends are still to be told.
+    pub fn machines(&self) -> usize {
+        self.lock().vms.values().filter(|e| e.machine.is_some()).count()
+    }
+
     pub(crate) fn open_session(&self, events: EventSender, report_asked_ends: bool) -> SessionId {
         let mut state = self.lock();
         let id = SessionId(state.next_session);

@@ -5,7 +5,8 @@
 //! which a test owns its time. Not here: guests that compute anything, files, processes, networks.
 //!
 //! ```text
-//!   SimBackend --requests--> SimHost (in this process; an Arc that may outlive the backend)
+//!   SimBackend --requests--> SimHost (in this process: an Arc that may outlive the backend)
+//!        \------over a socket------> roost-simhost, a process that outlives the daemon: SimHost
 //! ```
 //!
 //! The in-process form spawns nothing and reads no clock but [`SimClock`], so that a seeded executor
@@ -24,6 +25,7 @@ mod faults;
 mod guest;
 mod host;
 mod link;
+mod remote;
 mod request;
 
 pub use backend::SimBackend;
@@ -32,4 +34,5 @@ pub use config::SimConfig;
 pub use faults::{Death, Fault, Faults, Injected, Method, Point};
 pub use guest::Guest;
 pub use host::SimHost;
+pub use remote::{HostControl, HostOptions, MAX_FRAME_BYTES, ServeError, serve};
 pub use request::{Control, ControlError};

@@ -6,6 +6,7 @@ use roost_backend::EventSender;
 use roost_model::{LaunchId, VmId};
 
 use crate::host::{SessionId, SimHost};
+use crate::remote::RemoteLink;
 use crate::request::{HostError, Reply, Request};
 
 /// A backend's session with a host.
@@ -13,6 +14,8 @@ use crate::request::{HostError, Reply, Request};
 pub(crate) enum Link {
     /// In this process.
     Local(LocalLink),
+    /// In a process of its own.
+    Remote(RemoteLink),
 }
 
 /// A session with a host in this process. It ends when this is dropped.
@@ -36,6 +39,7 @@ impl Link {
     pub(crate) async fn ask(&self, request: Request) -> Result<Reply, HostError> {
         match self {
             Link::Local(local) => local.host.execute(local.session, request).await,
+            Link::Remote(remote) => remote.ask(request).await,
         }
     }
 
@@ -43,6 +47,7 @@ impl Link {
     pub(crate) fn sever(&self) {
         match self {
             Link::Local(local) => local.host.close_session(local.session),
+            Link::Remote(remote) => remote.sever(),
         }
     }
 
@@ -50,6 +55,7 @@ impl Link {
     pub(crate) fn local(&self) -> Option<&Arc<SimHost>> {
         match self {
             Link::Local(local) => Some(&local.host),
+            Link::Remote(_) => None,
         }
     }
 
@@ -59,6 +65,7 @@ impl Link {
                 // Abandoning cannot fail: what is not at its gate is left alone.
                 let _ = local.host.execute_at_once(local.session, Request::Abandon { vm, launch });
             }
+            Link::Remote(remote) => remote.post(Request::Abandon { vm, launch }),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What a backend asks of the host that holds the machines, in process or over its socket.
 
+use std::str::FromStr;
+
 use roost_model::state::Machine;
-use roost_model::{ExitCause, LaunchId, VmId};
+use roost_model::{ExitCause, Invalid, LaunchId, VmId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -102,6 +104,34 @@ pub enum Control {
     Stall,
     /// They go on after a stall.
     Recover,
+}
+
+impl Control {
+    /// Every one of them.
+    pub const ALL: [Control; 6] =
+        [Control::PowerOff, Control::Panic, Control::Reset, Control::Kill, Control::Stall, Control::Recover];
+
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Control::PowerOff => "power-off",
+            Control::Panic => "panic",
+            Control::Reset => "reset",
+            Control::Kill => "kill",
+            Control::Stall => "stall",
+            Control::Recover => "recover",
+        }
+    }
+}
+
+impl FromStr for Control {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Control::ALL.into_iter().find(|c| c.as_str() == text).ok_or_else(|| {
+            Invalid::new("action", text, "is not one of the permitted words").permit(Control::ALL.map(Control::as_str))
+        })
+    }
 }
 
 /// A machine could not be acted on from outside.

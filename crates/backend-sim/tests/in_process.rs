@@ -1,6 +1,8 @@
 //! The in-process backend under an executor of its own, by a clock that the test moves.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
 
+mod support;
+
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,7 +15,8 @@ use roost_backend_sim::{Fault, Faults, ManualClock, Method, Point, SimBackend, S
 use roost_model::plan::Stop;
 use roost_model::spec::{Boot, Memory};
 use roost_model::state::Machine;
-use roost_model::{Bytes, ExitCause, LaunchId, VmId, VmSpec};
+use roost_model::{Bytes, ExitCause, VmId, VmSpec};
+use support::launch;
 
 struct World {
     clock: ManualClock,
@@ -69,10 +72,6 @@ fn vm(n: u32, kernel_args: &str) -> Definition {
         name: format!("vm-{n}").parse().unwrap(),
         spec: VmSpec::minimal(Memory::fixed(Bytes::from_mib(64)), boot),
     }
-}
-
-fn launch(n: u8) -> LaunchId {
-    LaunchId::from_parts(1, [n; 10])
 }
 
 #[test]
