@@ -1,0 +1,40 @@
+//! The only orchestrator: admits requests, records them, drives VMs to what is wanted, and
+//! publishes what happened.
+//!
+//! ```text
+//!   request -> admit (model) -> record: ONE transaction -> dispatch: wake the VM's actor
+//!                                                              |
+//!   backend event, timer, start-up ----------------------------+
+//!                                                              v
+//!            actor: read the record -> plan (model) -> step (backend) -> observe -> commit -+
+//!              ^----------------------------------------------------------------------------+
+//!            outbox -> relay -> events with dense positions -> watchers
+//! ```
+//!
+//! The engine reaches the world only through [`Store`](roost_store::Store), [`Clock`], [`Rng`],
+//! [`Spawner`], [`Dispatch`] and [`Backend`](roost_backend::Backend); `clippy.toml` bans the rest. It
+//! knows nothing of wires, SQL, processes or files.
+#![forbid(unsafe_code)]
+
+mod actor;
+mod adopt;
+mod commit;
+mod config;
+mod engine;
+mod error;
+mod journal;
+mod query;
+mod record;
+mod relay;
+mod seam;
+mod step;
+mod waiters;
+
+pub use config::EngineConfig;
+pub use engine::{BackendEntry, Engine, Seams};
+pub use error::EngineError;
+pub use query::{Address, OperationPage, VmInfo, VmPage};
+pub use record::{Accepted, CreateVm, RequestVm, UpdateVm};
+pub use relay::Watch;
+pub use roost_store::{Event, OperationFilter, VmFilter};
+pub use seam::{Clock, Dispatch, LocalDispatch, Rng, Spawner};

@@ -80,7 +80,9 @@ pub fn admit(goal: &Goal, vm: &Vm, deleting: Option<OperationId>) -> Result<Verd
     }
     if vm.desired.deleted {
         return match (goal, deleting) {
-            (Goal::Delete { .. }, _) => Ok(Verdict::AlreadySo),
+            (Goal::Delete { .. }, Some(_)) => Ok(Verdict::AlreadySo),
+            // An earlier delete was given up: this one tries again.
+            (Goal::Delete { .. }, None) => Ok(Verdict::Accept(vm.desired)),
             (_, Some(operation)) => Err(Refusal::BeingDeleted(operation)),
             (_, None) => Err(Refusal::VmNotFound(vm.id.to_string())),
         };

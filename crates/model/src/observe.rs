@@ -49,6 +49,16 @@ pub fn observe(before: Observed, report: Report, now: Timestamp) -> Observed {
     }
 }
 
+/// Takes in what a backend found when it was asked afresh, after a failure or a start. Its answer
+/// outranks the record, another launch than the recorded one included, but for the cause of an end
+/// that is on record already.
+pub fn found(before: Observed, report: Report, now: Timestamp) -> Observed {
+    if report.launch.is_some() && report.launch != before.launch {
+        return Observed { machine: report.machine, launch: report.launch, since: now };
+    }
+    observe(before, report, now)
+}
+
 /// What to do about a VM that no operation is at work on. `jitter` in 0..=1.
 pub fn react(vm: &Vm, now: Timestamp, jitter: f64) -> Reaction {
     let Machine::Ended { cause, .. } = vm.observed.machine else { return Reaction::None };

@@ -204,6 +204,19 @@ impl Goal {
         }
     }
 
+    /// Whether accepting this makes an open operation pointless: a delete ends everything else, a
+    /// forced shutdown whatever moves the power.
+    pub fn overtakes(&self, other: &Goal) -> bool {
+        match self {
+            Goal::Delete { .. } => !matches!(other, Goal::Delete { .. }),
+            Goal::Shutdown { grace_ms: None } => matches!(
+                other,
+                Goal::Boot | Goal::Pause | Goal::Resume | Goal::Reboot { .. } | Goal::Shutdown { grace_ms: Some(_) }
+            ),
+            _ => false,
+        }
+    }
+
     /// How often it may be begun. Starting twice what failed once seldom helps; a delete must get there.
     pub fn max_attempts(&self) -> u32 {
         match self {

@@ -1,0 +1,51 @@
+//! The engine's seams on the real world: tokio, the system's clocks and its random numbers.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::future::BoxFuture;
+use rand::RngCore;
+use roost_engine::{Clock, LocalDispatch, Rng, Seams, Spawner};
+use roost_model::Timestamp;
+
+/// The seams of a daemon that is one process.
+pub(crate) fn real() -> Seams {
+    Seams {
+        clock: Arc::new(SystemClock),
+        rng: Arc::new(SystemRng),
+        spawner: Arc::new(TokioSpawner),
+        dispatch: Arc::new(LocalDispatch::default()),
+    }
+}
+
+#[derive(Debug)]
+struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp::from_unix_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
+#[derive(Debug)]
+struct SystemRng;
+
+impl Rng for SystemRng {
+    fn fill(&self, buffer: &mut [u8]) {
+        rand::rng().fill_bytes(buffer);
+    }
+}
+
+#[derive(Debug)]
+struct TokioSpawner;
+
+impl Spawner for TokioSpawner {
+    fn spawn(&self, future: BoxFuture<'static, ()>) {
+        tokio::spawn(future);
+    }
+}
