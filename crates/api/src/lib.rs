@@ -12,6 +12,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod any_authority;
 pub mod from_proto;
 pub mod status;
 pub mod strict_json;
@@ -23,6 +24,7 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/generated.rs"));
 }
 
+pub use any_authority::AnyAuthority;
 pub use generated::vmm;
 pub use strict_json::StrictJson;
 

@@ -201,3 +201,49 @@ async fn health_and_reflection_answer_any_grpc_client() {
         assert!(names.iter().any(|n| n == service), "{service} in {names:?}");
     }
 }
+
+/// What gRPC's C core (Python, C++, Ruby) sends over a Unix socket: the socket's path, percent-encoded,
+/// as the authority. The frames are written by hand, because no Rust library writes them.
+#[tokio::test]
+async fn a_sockets_path_is_an_authority_too() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let server = TestServer::start();
+    let authority = server.socket.to_str().unwrap().replace('/', "%2F");
+    let mut block = vec![0x83, 0x86]; // :method POST, :scheme http
+    let fields = [
+        (":path", "/vmm.v1.SystemService/GetVersion"),
+        (":authority", authority.as_str()),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    for (name, value) in fields {
+        block.push(0x40);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).unwrap());
+            block.extend(text.as_bytes());
+        }
+    }
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let [_, length @ ..] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [length.as_slice(), &[kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let request = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),              // SETTINGS
+        frame(1, 4, 1, &block),           // HEADERS, the whole block
+        frame(0, 1, 1, &[0, 0, 0, 0, 0]), // DATA: an empty message, and the end
+    ];
+    let mut socket = tokio::net::UnixStream::connect(&server.socket).await.unwrap();
+    socket.write_all(&request.concat()).await.unwrap();
+    let answer = loop {
+        let mut head = [0; 9];
+        socket.read_exact(&mut head).await.unwrap();
+        let [high, middle, low, kind, _, _, _, _, stream] = head;
+        let mut payload = vec![0; usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low)];
+        socket.read_exact(&mut payload).await.unwrap();
+        if stream == 1 {
+            break kind;
+        }
+    };
+    assert_eq!(answer, 1, "HEADERS, and not RST_STREAM");
+}

@@ -19,8 +19,8 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use roost_api::status;
 use roost_api::vmm::v1::*;
+use roost_api::{AnyAuthority, status};
 use roost_model::Invalid;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
@@ -150,7 +150,8 @@ async fn serve(
             request.extensions_mut().insert(peer);
             app.clone().oneshot(request)
         });
-        let connection = http.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        let connection =
+            http.serve_connection_with_upgrades(TokioIo::new(AnyAuthority::new(stream)), service).into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // A peer that goes away in mid-call is no news.
