@@ -129,3 +129,83 @@ fn refusal_detail(refusal: &Refusal) -> ErrorDetail {
     };
     ErrorDetail { reason: refusal.reason().to_owned(), ..detail }
 }
+
+#[cfg(test)]
+mod tests {
+    use buffa::Message;
+    use roost_model::operation::Goal;
+    use roost_model::{Capability, OperationId, Priority, ProjectId, Timestamp, VmId};
+
+    use super::*;
+
+    fn told(error: &ConnectError) -> ErrorDetail {
+        use base64::Engine;
+        assert_eq!(error.details[0].type_url, ERROR_DETAIL);
+        let text = error.details[0].value.as_deref().unwrap();
+        let bytes = base64::engine::general_purpose::STANDARD_NO_PAD.decode(text).unwrap();
+        ErrorDetail::decode_from_slice(&bytes).unwrap()
+    }
+
+    #[test]
+    fn every_refusal_has_its_code_its_reason_and_what_is_at_fault() {
+        let vm = VmId::from_parts(1, [1; 10]);
+        let qemu: roost_model::BackendName = "qemu".parse().unwrap();
+        let invalid = Invalid::new("config.cpu.vcpu_count", 0, "is out of range").permit(["1 to 1024"]);
+        let id = vm.uuid().to_string();
+        let cases = [
+            (Refusal::Invalid(invalid), ErrorCode::InvalidArgument, 400, "config.cpu.vcpu_count", "0"),
+            (Refusal::VmNotFound("web".to_owned()), ErrorCode::NotFound, 404, "vm_id", "web"),
+            (Refusal::NameTaken { name: "web".to_owned(), vm_id: vm }, ErrorCode::AlreadyExists, 409, "name", "web"),
+            (Refusal::IdTaken(vm), ErrorCode::AlreadyExists, 409, "vm_id", id.as_str()),
+            (Refusal::KeyReused { key: "k".to_owned() }, ErrorCode::AlreadyExists, 409, "idempotency_key", "k"),
+            (Refusal::Stale { expected: 1, actual: 2 }, ErrorCode::Aborted, 409, "resource_version", "1"),
+            (
+                Refusal::UnknownBackend { name: "xen".to_owned(), known: vec![qemu.clone()] },
+                ErrorCode::InvalidArgument,
+                400,
+                "backend",
+                "xen",
+            ),
+            (
+                Refusal::Unsupported {
+                    backend: "sim".parse().unwrap(),
+                    capability: Capability::Cdrom,
+                    others: vec![qemu],
+                },
+                ErrorCode::FailedPrecondition,
+                400,
+                "backend",
+                "sim",
+            ),
+            (
+                Refusal::Exhausted { resource: "memory", detail: "none left".to_owned() },
+                ErrorCode::ResourceExhausted,
+                429,
+                "",
+                "",
+            ),
+        ];
+        for (refused, code, http, field, value) in cases {
+            let error = refusal(&refused);
+            assert_eq!((error.code, error.code.http_status().as_u16()), (code, http), "{refused}");
+            let detail = told(&error);
+            assert_eq!(detail.reason, refused.reason());
+            assert_eq!((detail.field.as_str(), detail.value.as_str()), (field, value), "{refused}");
+            if field == "backend" {
+                assert_eq!(detail.permitted, ["qemu"]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_operation_that_came_to_nothing_says_why_and_is_there_itself() {
+        let now = Timestamp::from_unix_ms(1);
+        let (id, vm) = (OperationId::from_parts(1, [1; 10]), VmId::from_parts(1, [2; 10]));
+        let mut operation = Operation::new(id, ProjectId::DEFAULT, vm, Goal::Boot, Priority::Default, now);
+        operation.finish(Status::Cancelled, None, now);
+        let error = failed(&operation);
+        assert_eq!((error.code, told(&error).reason.as_str()), (ErrorCode::Canceled, "CANCELLED"));
+        assert_eq!(error.details[1].type_url, OPERATION);
+        assert!(error.message.is_some_and(|m| m.contains(&id.to_string())));
+    }
+}

@@ -360,3 +360,51 @@ fn restart_policy(policy: ModelPolicy) -> RestartPolicy {
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use roost_model::spec::Boot;
+    use roost_model::{ExitCause, Observed, ProjectId, VmId};
+
+    use super::*;
+
+    #[test]
+    fn a_record_shows_its_state_and_how_its_machine_ended() {
+        let at = Timestamp::from_unix_ms(1_700_000_000_007);
+        let boot = Boot { kernel_path: Some("/boot/vmlinuz".parse().unwrap()), ..Boot::default() };
+        let mut record = ModelVm {
+            id: VmId::from_parts(1, [1; 10]),
+            project: ProjectId::DEFAULT,
+            name: "web".parse().unwrap(),
+            backend: "qemu".parse().unwrap(),
+            spec: VmSpec::minimal(Memory::fixed(Bytes::from_mib(64)), boot),
+            generation: 2,
+            desired: Desired { power: Power::Running, deleted: false },
+            observed: Observed { machine: Machine::Running, launch: None, since: at },
+            failure: None,
+            restarts: Restarts { in_row: 1, total: 7, due: Some(at) },
+            accelerator: Some("tcg: no /dev/kvm".to_owned()),
+            conditions: Vec::new(),
+            resource_version: 9,
+            created_at: at,
+            updated_at: at,
+            started_at: None,
+        };
+        let shown = vm(&record, &[]);
+        assert_eq!((shown.state, shown.exit.is_set()), (VmState::Running.into(), false));
+        assert_eq!((shown.restart_count, shown.restarts_in_row, shown.resource_version), (7, 1, 9));
+        assert_eq!(shown.id, record.id.uuid().to_string());
+        assert!(shown.started_at.is_unset() && shown.failure.is_unset());
+
+        record.observed.machine = Machine::Ended { cause: ExitCause::Panic, lingering: true };
+        let open = OperationId::from_parts(1, [3; 10]);
+        let shown = vm(&record, &[open]);
+        assert_eq!((shown.state, shown.exit.cause.as_str()), (VmState::Crashed.into(), "panic"));
+        assert_eq!(shown.operation_ids, [open.to_string()]);
+        let json = serde_json::to_value(&shown).unwrap();
+        assert_eq!(json["exit"]["at"], "2023-11-14T22:13:20.007Z");
+
+        record.failure = Some(Failure { reason: "R".to_owned(), message: "m".to_owned(), at });
+        assert_eq!(vm(&record, &[]).state, VmState::Failed);
+    }
+}
