@@ -8,6 +8,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use roost_backend::{Adoptee, BackendError, EventSender};
 use roost_model::observe::Report;
@@ -17,7 +18,13 @@ use crate::clear::open;
 use crate::config::{Limits, QMP_SOCKET};
 use crate::exits::Exits;
 use crate::machine::{Identity, Machine, Processes, connect};
+use crate::qmp::QmpError;
 use crate::record::LaunchRecord;
+
+/// A machine whose process is gone, and with it whatever it knew of its end.
+const ENDED: Observed = Observed::Ended { cause: ExitCause::Killed, lingering: true };
+/// How long a QEMU that closed its control connection may take to end.
+const LAST_GASP: Duration = Duration::from_secs(1);
 
 /// What was found of one VM.
 #[derive(Debug)]
@@ -54,20 +61,18 @@ pub(crate) async fn find(
         }
         Some((launch, Ok(record))) => (launch, record),
     };
-    if record.vmm.is_none() && adoptee.launch != Some(launch) {
-        // It died at its gate: the launch never was.
-        return never_or_no_more(adoptee.launch, has_files, true);
+    if record.vmm.is_none() {
+        // The children never left their gates: of this launch nothing ran.
+        let earlier = adoptee.launch.filter(|earlier| *earlier != launch);
+        return never_or_no_more(earlier, has_files, true);
     }
     let (vmm, console) = match (open(record.vmm.as_ref()), open(record.console.as_ref())) {
         (Ok(Some(vmm)), Ok(console)) => (vmm, console),
-        (Ok(None), _) => {
-            let ended = Observed::Ended { cause: ExitCause::Killed, lingering: true };
-            return Found::nothing(ended, Some(launch));
-        }
+        (Ok(None), _) => return Found::nothing(ENDED, Some(launch)),
         (Err(error), _) | (_, Err(error)) => return Found::error(error),
     };
     // Watched before it is asked: no end falls in between.
-    let exited = match exits.watch(&vmm) {
+    let mut exited = match exits.watch(&vmm) {
         Ok(exited) => exited,
         Err(error) => return Found::error(error),
     };
@@ -85,7 +90,12 @@ pub(crate) async fn find(
     };
     let (greeting, silent) = match greeting {
         Ok(greeting) => (Some(greeting), None),
-        Err(error) => (None, Some(error)),
+        Err(error @ QmpError::Timeout { .. }) => (None, Some(error)),
+        // A QEMU that hangs up is ending as a rule: so this may be the end of a kill, found half-way.
+        Err(error) => match tokio::time::timeout(LAST_GASP, &mut exited).await {
+            Ok(_ended) => return Found::nothing(ENDED, Some(launch)),
+            Err(_still_there) => (None, Some(error)),
+        },
     };
     let machine = Machine::found(identity, Processes { vmm, console }, greeting, exited, events.clone());
     let report = match silent {

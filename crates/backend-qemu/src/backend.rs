@@ -56,8 +56,8 @@ struct Entry {
     machine: Option<Arc<Machine>>,
     /// Released, and not known to have come up.
     starting: Option<(LaunchId, Process)>,
-    /// How its last machine ended, once that has been cleared away.
-    ended: Option<(LaunchId, ExitCause)>,
+    /// How its last machine ended, where that is not the machine's to tell any more.
+    ended: Option<Report>,
 }
 
 impl Default for Entry {
@@ -151,9 +151,7 @@ impl QemuBackend {
         let has_files = self.shared.config.vm_state_dir(vm).is_dir();
         match ended {
             _ if !has_files => Report { machine: Observed::Absent, launch: None },
-            Some((launch, cause)) => {
-                Report { machine: Observed::Ended { cause, lingering: false }, launch: Some(launch) }
-            }
+            Some(report) => report,
             None => Report { machine: Observed::Defined, launch: None },
         }
     }
@@ -204,9 +202,10 @@ impl QemuBackend {
         journal.record(resource).await.map_err(|e| failed(e.into()))?;
         self.update(vm.id, |entry| entry.starting = Some((launch, processes.vmm.clone())));
         let released = {
-            let (program, turn) = (program.clone(), Arc::clone(turn));
+            let (program, shared, turn) = (program.clone(), Arc::clone(&self.shared), Arc::clone(turn));
             on_thread(move || {
-                let _turn = turn;
+                // Whoever waits for the end of this backend waits for this too.
+                let (_shared, _turn) = (shared, turn);
                 waiting.release(&program, &keeper)
             })
         };
@@ -316,6 +315,7 @@ impl Backend for QemuBackend {
                 self.update(vm.id, |entry| {
                     entry.machine = Some(machine);
                     entry.starting = None;
+                    entry.ended = None;
                 });
                 Ok(Booted { accelerator: choice.to_string() })
             }
@@ -356,13 +356,10 @@ impl Backend for QemuBackend {
             return info::of(&machine, &self.shared.config.limits).await;
         }
         let starting = lock(&self.shared.vms).get(&vm).and_then(|entry| entry.starting.clone());
-        let report = match starting {
-            Some((launch, process)) if process.is_alive().unwrap_or(true) => {
-                Report { machine: Observed::Running, launch: Some(launch) }
-            }
-            _ => self.at_rest(vm),
-        };
-        Ok(Info { report, metrics: None, details: Default::default() })
+        match starting {
+            Some((launch, process)) if process.is_alive().unwrap_or(true) => info::of_process(launch, &process),
+            _ => Ok(Info { report: self.at_rest(vm), metrics: None, details: Default::default() }),
+        }
     }
 
     async fn adopt(&self, vms: Vec<Adoptee>) -> Vec<Result<Report, BackendError>> {
@@ -408,7 +405,13 @@ impl QemuBackend {
         let state_dir = config.vm_state_dir(vm);
         log::cut(&state_dir.join(QEMU_LOG));
         let found = adopt::find(adoptee, state_dir.is_dir(), exits, events, &config.limits).await;
-        self.update(vm, |entry| entry.machine = found.machine);
+        self.update(vm, |entry| {
+            entry.machine = found.machine;
+            entry.ended = match &found.report {
+                Ok(report) if matches!(report.machine, Observed::Ended { .. }) => Some(*report),
+                _ => None,
+            };
+        });
         found.report
     }
 
@@ -420,11 +423,16 @@ impl QemuBackend {
         }
         clear::launches(resources, &vm.uuid().to_string(), limits, journal).await?;
         self.update(vm, |entry| {
-            if let Some(machine) = entry.machine.take() {
-                if let Observed::Ended { cause, .. } = machine.observed() {
-                    entry.ended = Some((machine.identity.launch, cause));
+            let ended = entry
+                .machine
+                .take()
+                .map(|machine| Report { machine: machine.observed(), launch: Some(machine.identity.launch) });
+            entry.ended = ended.or(entry.ended).map(|mut report| {
+                if let Observed::Ended { lingering, .. } = &mut report.machine {
+                    *lingering = false;
                 }
-            }
+                report
+            });
             entry.starting = None;
         });
         Ok(())

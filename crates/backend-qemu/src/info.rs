@@ -6,14 +6,14 @@ use std::path::Path;
 use roost_backend::{BackendError, DiskMetrics, Info, Metrics, NicMetrics};
 use roost_host::process::Process;
 use roost_host::stats::process_stats;
-use roost_model::VmSpec;
 use roost_model::observe::Report;
 use roost_model::spec::NicKind;
+use roost_model::{LaunchId, Machine as Observed, VmSpec};
 use serde_json::Value;
 
 use crate::args::node_name;
 use crate::config::Limits;
-use crate::machine::{Machine, Run};
+use crate::machine::{Machine, Processes};
 use crate::qmp::{Command, QmpError};
 
 /// Asks about a living machine.
@@ -32,9 +32,17 @@ pub(crate) async fn of(machine: &Machine, limits: &Limits) -> Result<Info, Backe
     if let Err(error) = &status {
         details.insert("control".to_owned(), error.to_string());
     }
-    let ended = matches!(machine.view().run, Run::Ended(_)) || !observed.is_up();
-    let metrics = if ended { None } else { Some(metrics(machine, disks)?) };
+    let metrics = if observed.is_up() { Some(metrics(machine, disks)?) } else { None };
     Ok(Info { report: Report { machine: observed, launch: Some(machine.identity.launch) }, metrics, details })
+}
+
+/// Asks about a process that was released and of which nobody knows more: its boot was dropped.
+pub(crate) fn of_process(launch: LaunchId, vmm: &Process) -> Result<Info, BackendError> {
+    Ok(Info {
+        report: Report { machine: Observed::Running, launch: Some(launch) },
+        metrics: Some(process_metrics(vmm, [vmm])?),
+        details: BTreeMap::from([("pid".to_owned(), vmm.ident().pid.to_string())]),
+    })
 }
 
 fn details(machine: &Machine) -> BTreeMap<String, String> {
@@ -57,13 +65,20 @@ fn details(machine: &Machine) -> BTreeMap<String, String> {
 
 fn metrics(machine: &Machine, disks: Result<Value, QmpError>) -> Result<Metrics, BackendError> {
     let spec = &machine.identity.definition.spec;
-    let mut metrics = Metrics {
-        uptime_ms: uptime_ms(&machine.processes.vmm).unwrap_or(0),
+    let Processes { vmm, console } = &machine.processes;
+    Ok(Metrics {
         disks: disks.map(|stats| disk_metrics(spec, &stats)).unwrap_or_default(),
         nics: nic_metrics(spec, Path::new("/sys/class/net")),
-        ..Metrics::default()
-    };
-    for process in [Some(&machine.processes.vmm), machine.processes.console.as_ref()].into_iter().flatten() {
+        ..process_metrics(vmm, [vmm].into_iter().chain(console))?
+    })
+}
+
+fn process_metrics<'a>(
+    vmm: &Process,
+    processes: impl IntoIterator<Item = &'a Process>,
+) -> Result<Metrics, BackendError> {
+    let mut metrics = Metrics { uptime_ms: uptime_ms(vmm).unwrap_or(0), ..Metrics::default() };
+    for process in processes {
         if let Some(used) = process_stats(process).map_err(|e| crate::host_error("HOST_PROCESS", &e))? {
             metrics.cpu_time_ns += used.cpu_user_ns + used.cpu_system_ns;
             metrics.memory_rss_bytes += used.rss_bytes;

@@ -173,8 +173,8 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("/proc/self/environ", &link).unwrap();
         for path in [
-            &dir.path().to_owned(),
-            &pipe,
+            dir.path(),
+            pipe.as_path(),
             &missing,
             &link,
             Path::new("/dev/null"),

@@ -274,7 +274,13 @@ impl Actor {
         self.pending.values().any(|p| matches!(p, Pending::Caller { command, .. } if *command == name))
     }
 
+    /// The CPUs stopped or go on, and nobody here asked for it.
     fn ask_status(&mut self) {
+        let run = self.view.borrow().run;
+        if matches!(run, Run::Held | Run::Ended(_)) {
+            // The stop that goes with an end, be it held.
+            return;
+        }
         // Without a connection the answer comes with the next one.
         if let Ok(id) = self.send(&Command::new("query-status")) {
             self.pending.insert(id, Pending::Status);
@@ -285,11 +291,13 @@ impl Actor {
     pub(super) fn now(&mut self, status: &str) {
         let before = self.view.borrow().run;
         match (before, Run::of_status(status)) {
-            (Run::Held, Run::Ended(ExitCause::PowerOff)) | (Run::Ended(_), _) => {}
+            // What happens to one that is held is its reboot's business.
+            (Run::Held, Run::Ended(ExitCause::PowerOff) | Run::Paused) | (Run::Ended(_), _) => {}
             (_, Run::Ended(ExitCause::PowerOff)) if *self.hold.borrow() => self.set(Run::Held),
             (_, Run::Ended(cause)) => self.end(cause),
-            (before, now) if before == now => {}
+            (before, now) if before == now && !self.view.borrow().unasked => {}
             (_, now) => {
+                self.view.send_modify(|view| view.unasked = false);
                 self.set(now);
                 self.report(if now == Run::Paused { Happened::Paused } else { Happened::Resumed });
             }

@@ -17,6 +17,8 @@
 
 mod actor;
 mod control;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,6 +47,8 @@ pub(crate) struct View {
     pub(crate) connected: bool,
     /// Resets so far, whoever asked for them.
     pub(crate) resets: u64,
+    /// Nothing is known yet but that its process lives: `run` is a guess.
+    pub(crate) unasked: bool,
 }
 
 /// Whether the guest's CPUs run.
@@ -145,7 +149,8 @@ impl Machine {
     fn start(identity: Identity, processes: Processes, start: Start, exited: Exited, events: EventSender) -> Arc<Self> {
         let (requests, queue) = mpsc::channel(16);
         let connected = matches!(start.link, Link::Up(_));
-        let (sender, view) = watch::channel(View { run: start.run, gone: false, connected, resets: 0 });
+        let (sender, view) =
+            watch::channel(View { run: start.run, gone: false, connected, resets: 0, unasked: !connected });
         let (hold, held) = watch::channel(false);
         let mut actor = actor::Actor::new(&identity, start.link, sender, events, held);
         if let Some(status) = start.said {
