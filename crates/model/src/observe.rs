@@ -38,6 +38,8 @@ pub fn observe(before: Observed, report: Report, now: Timestamp) -> Observed {
     }
     let machine = match (before.machine, report.machine) {
         (Machine::Ended { cause, .. }, Machine::Ended { lingering, .. }) => Machine::Ended { cause, lingering },
+        // That nothing runs is no news of what ended, but that nothing is left of it is.
+        (Machine::Ended { cause, .. }, Machine::Defined) => Machine::Ended { cause, lingering: false },
         // The same launch does not come back to life.
         (Machine::Ended { .. }, Machine::Running | Machine::Paused) if report.launch == before.launch => before.machine,
         (_, machine) => machine,

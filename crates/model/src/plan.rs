@@ -86,12 +86,15 @@ pub fn plan(target: Target, observed: Observed, leftovers: Leftovers, capabiliti
     let uncleared = !up && (leftovers.of_launches || matches!(observed.machine, Ended { lingering: true, .. }));
     match target {
         Target::Power(Power::Stopped, stop) => {
-            match observed.machine {
-                Absent => steps.push(Step::Define),
-                Running | Paused => end(observed.machine, stop, capabilities, &mut steps),
-                Defined | Ended { .. } if uncleared => steps.push(Step::Clear),
-                Defined | Ended { .. } => {}
-            };
+            if up {
+                end(observed.machine, stop, capabilities, &mut steps);
+            }
+            if uncleared {
+                steps.push(Step::Clear);
+            }
+            if observed.machine == Absent {
+                steps.push(Step::Define);
+            }
         }
         Target::Power(power, _) => {
             match observed.machine {

@@ -19,7 +19,7 @@ use crate::host::{Act, Effect, Extent, Host, Outside};
 
 /// How the step of a turn comes out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Luck {
+pub(crate) enum Luck {
     Fine,
     /// It fails after so much was done.
     Fails {
@@ -35,22 +35,22 @@ pub enum Luck {
 
 /// What a turn leaves to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     Again,
     Rest(Timestamp),
     Idle,
 }
 
 /// One VM, its operations, and the daemon that drives it.
-pub struct Driver {
-    pub now: Timestamp,
+pub(crate) struct Driver {
+    pub(crate) now: Timestamp,
     /// `None`: it is deleted.
-    pub vm: Option<Vm>,
-    pub host: Host,
-    pub open: VecDeque<Operation>,
+    pub(crate) vm: Option<Vm>,
+    pub(crate) host: Host,
+    pub(crate) open: VecDeque<Operation>,
     /// How each accepted operation ended.
-    pub ended: BTreeMap<OperationId, Operation>,
-    pub accepted: usize,
+    pub(crate) ended: BTreeMap<OperationId, Operation>,
+    pub(crate) accepted: usize,
     capabilities: Capabilities,
     /// The operation whose attempt this daemon has begun, and whether its reboot is done.
     begun: Option<(OperationId, bool)>,
@@ -62,7 +62,7 @@ pub struct Driver {
 
 impl Driver {
     /// A VM whose creation has been accepted.
-    pub fn new(policy: RestartPolicy, capabilities: Capabilities, deaf: bool, power: Power) -> Self {
+    pub(crate) fn new(policy: RestartPolicy, capabilities: Capabilities, deaf: bool, power: Power) -> Self {
         let now = Timestamp::from_unix_ms(1_000_000);
         let boot = Boot { kernel_path: Some("/vmlinuz".parse().unwrap()), ..Boot::default() };
         let spec = VmSpec { restart_policy: policy, ..VmSpec::minimal(Memory::fixed(Bytes::from_mib(64)), boot) };
@@ -87,7 +87,7 @@ impl Driver {
         let mut driver = Self {
             now,
             vm: Some(vm),
-            host: Host { deaf, ..Host::default() },
+            host: Host::new(deaf),
             open: VecDeque::new(),
             ended: BTreeMap::new(),
             accepted: 0,
@@ -102,7 +102,7 @@ impl Driver {
     }
 
     /// Somebody asks for something; refusals are the caller's business.
-    pub fn request(&mut self, goal: Goal) {
+    pub(crate) fn request(&mut self, goal: Goal) {
         let deleting = self.open.iter().find(|o| matches!(o.goal, Goal::Delete { .. })).map(|o| o.id);
         let Some(vm) = self.vm.as_mut() else { return };
         match admit(&goal, vm, deleting) {
@@ -128,12 +128,12 @@ impl Driver {
     }
 
     /// Something happens to the machine, and the daemon hears of it at its next turn.
-    pub fn outside(&mut self, outside: Outside) {
+    pub(crate) fn outside(&mut self, outside: Outside) {
         self.inbox.extend(self.host.happen(outside));
     }
 
     /// The daemon dies and starts again.
-    pub fn die(&mut self, meanwhile: Option<Outside>) {
+    pub(crate) fn die(&mut self, meanwhile: Option<Outside>) {
         self.begun = None;
         self.inbox.clear();
         if let Some(outside) = meanwhile {
@@ -143,7 +143,7 @@ impl Driver {
     }
 
     /// Takes in what was told, then does the first thing that is to be done.
-    pub fn turn(&mut self, luck: Luck) -> Next {
+    pub(crate) fn turn(&mut self, luck: Luck) -> Next {
         for (launch, machine) in std::mem::take(&mut self.inbox) {
             let Some(vm) = self.vm.as_mut() else { continue };
             if vm.observed.launch == Some(launch) {
@@ -152,8 +152,11 @@ impl Driver {
         }
         let Some(vm) = &self.vm else { return Next::Idle };
         // A delete goes first; for the others the order of requests is kept.
-        let first = self.open.iter().position(|o| matches!(o.goal, Goal::Delete { .. })).unwrap_or(0);
-        self.open.swap(0, first);
+        if let Some(i) = self.open.iter().position(|o| matches!(o.goal, Goal::Delete { .. }))
+            && let Some(delete) = self.open.remove(i)
+        {
+            self.open.push_front(delete);
+        }
         let Some(operation) = self.open.front() else { return self.settle(luck) };
         if operation.run_after > self.now {
             return Next::Rest(operation.run_after);
@@ -428,6 +431,6 @@ impl Driver {
 }
 
 /// How a graceful stop is asked for.
-pub fn graceful() -> Stop {
+pub(crate) fn graceful() -> Stop {
     Stop::Graceful(Duration::from_secs(30))
 }

@@ -8,9 +8,9 @@ use roost_model::{ExitCause, LaunchId};
 
 /// What is on the host of one VM, and what is on record of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Host {
+pub(crate) struct Host {
     /// Its guest does not hear requests to shut down.
-    pub deaf: bool,
+    deaf: bool,
     defined: bool,
     machine: Option<(LaunchId, Machine)>,
     definition_on_record: bool,
@@ -20,7 +20,7 @@ pub struct Host {
 
 /// How much of a step is done before its call ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
+pub(crate) enum Extent {
     Nothing,
     Half,
     All,
@@ -28,7 +28,7 @@ pub enum Extent {
 
 /// Something that happens to a machine by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outside {
+pub(crate) enum Outside {
     PowerOff,
     Panic,
     Kill,
@@ -37,7 +37,7 @@ pub enum Outside {
 
 /// What a step that was done in full has brought about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
+pub(crate) enum Effect {
     Defined,
     Launched(LaunchId),
     Paused,
@@ -50,14 +50,18 @@ pub enum Effect {
 
 /// A step, or the reboot that a driver adds for a reboot request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Act {
+pub(crate) enum Act {
     Step(Step, LaunchId),
     Reboot,
 }
 
 impl Host {
+    pub(crate) fn new(deaf: bool) -> Self {
+        Self { deaf, ..Self::default() }
+    }
+
     /// Does so much of a step. `Err`: the machine is in no state for it, as a race may have it.
-    pub fn act(&mut self, act: Act, extent: Extent) -> Result<Effect, &'static str> {
+    pub(crate) fn act(&mut self, act: Act, extent: Extent) -> Result<Effect, &'static str> {
         let half = extent != Extent::Nothing;
         let all = extent == Extent::All;
         let Act::Step(step, launch) = act else {
@@ -117,7 +121,7 @@ impl Host {
     }
 
     /// Something happens to the machine. Answers with the launch and what would be told of it.
-    pub fn happen(&mut self, outside: Outside) -> Option<(LaunchId, Machine)> {
+    pub(crate) fn happen(&mut self, outside: Outside) -> Option<(LaunchId, Machine)> {
         let (_, machine) = self.machine.as_mut()?;
         let after = match (outside, *machine) {
             (Outside::Kill, Machine::Running | Machine::Paused) => {
@@ -133,7 +137,7 @@ impl Host {
     }
 
     /// What a backend says that saw it all.
-    pub fn info(&self) -> Report {
+    pub(crate) fn info(&self) -> Report {
         match self.machine {
             Some((launch, machine)) => Report { machine, launch: Some(launch) },
             None if self.defined => Report { machine: Machine::Defined, launch: None },
@@ -142,7 +146,7 @@ impl Host {
     }
 
     /// What a backend says that was started just now and knows the records only.
-    pub fn adopt(&self) -> Report {
+    pub(crate) fn adopt(&self) -> Report {
         match (self.machine, self.launch_on_record) {
             (None, Some((launch, true))) => {
                 Report { machine: Machine::Ended { cause: ExitCause::Killed, lingering: false }, launch: Some(launch) }
@@ -151,17 +155,17 @@ impl Host {
         }
     }
 
-    pub fn leftovers(&self) -> Leftovers {
+    pub(crate) fn leftovers(&self) -> Leftovers {
         let of_launches = self.launch_on_record.is_some();
         Leftovers { of_launches, of_vm: of_launches || self.definition_on_record }
     }
 
-    pub fn machine(&self) -> Option<Machine> {
+    pub(crate) fn machine(&self) -> Option<Machine> {
         self.machine.map(|(_, machine)| machine)
     }
 
     /// Whether nothing is left, neither on the host nor on record.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         let Host { deaf: _, defined, machine, definition_on_record, launch_on_record } = self;
         !defined && machine.is_none() && !definition_on_record && launch_on_record.is_none()
     }
