@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use sea_orm::DbErr;
+use sea_orm::{DbErr, RuntimeErr};
 use thiserror::Error;
 
 /// Why the database could not be used.
@@ -55,7 +55,7 @@ impl From<DbErr> for StoreError {
     fn from(error: DbErr) -> Self {
         let text = error.to_string();
         // The primary result code of SQLite is the low byte (https://sqlite.org/rescode.html).
-        match sqlite_code(&text).map(|code| code & 0xff) {
+        match sqlite_code(&error).map(|code| code & 0xff) {
             Some(8) => StoreError::ReadOnly(text),
             Some(11 | 26) => StoreError::Corrupt { path: PathBuf::new(), detail: text },
             Some(13) => StoreError::DiskFull,
@@ -63,15 +63,28 @@ impl From<DbErr> for StoreError {
             Some(19) if text.contains("UNIQUE") || text.contains("PRIMARY KEY") => {
                 StoreError::Unique { what: unique_of(&text) }
             }
+            Some(19) if text.contains("FOREIGN KEY") => {
+                StoreError::Conflict { what: "what a row belongs to".to_owned() }
+            }
             _ => StoreError::Unavailable(text),
         }
     }
 }
 
-/// sqlx writes `(code: N)`.
-fn sqlite_code(text: &str) -> Option<u32> {
-    let rest = text.split_once("(code: ")?.1;
-    rest.split_once(')')?.0.parse().ok()
+/// Whether a statement that failed like this leaves its transaction as it was before it. Others may
+/// have rolled all of it back (https://sqlite.org/lang_transaction.html, 3).
+pub(crate) fn leaves_the_transaction(error: &DbErr) -> bool {
+    matches!(sqlite_code(error).map(|code| code & 0xff), Some(1 | 19 | 20 | 25))
+}
+
+fn sqlite_code(error: &DbErr) -> Option<u32> {
+    let (DbErr::Conn(RuntimeErr::SqlxError(e))
+    | DbErr::Exec(RuntimeErr::SqlxError(e))
+    | DbErr::Query(RuntimeErr::SqlxError(e))) = error
+    else {
+        return None;
+    };
+    e.as_database_error()?.code()?.parse().ok()
 }
 
 /// SQLite writes `UNIQUE constraint failed: vms.project_id, vms.name`.

@@ -1,51 +1,54 @@
 //! The little that table code needs on top of sea-orm: statements with `$n` parameters, which
 //! SQLite and PostgreSQL read alike.
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, QueryResult, Statement, TryGetable, Value};
+use sea_orm::{ConnectionTrait, DbErr, QueryResult, Statement, TryGetable, Value};
 use serde::de::DeserializeOwned;
 
 use crate::error::StoreError;
+use crate::tx::Tx;
 
 /// Runs a statement; how many rows it touched.
-pub(crate) async fn execute(tx: &DatabaseTransaction, sql: &str, values: Vec<Value>) -> Result<u64, StoreError> {
-    let statement = Statement::from_sql_and_values(tx.get_database_backend(), sql, values);
-    Ok(tx.execute_raw(statement).await?.rows_affected())
+pub(crate) async fn execute(tx: &Tx, sql: &str, values: Vec<Value>) -> Result<u64, StoreError> {
+    tx.check()?;
+    Ok(kept(tx, tx.db().execute_raw(statement(tx, sql, values)).await)?.rows_affected())
 }
 
 /// Runs a query for all of its rows.
-pub(crate) async fn all(
-    tx: &DatabaseTransaction,
-    sql: &str,
-    values: Vec<Value>,
-) -> Result<Vec<QueryResult>, StoreError> {
-    let statement = Statement::from_sql_and_values(tx.get_database_backend(), sql, values);
-    Ok(tx.query_all_raw(statement).await?)
+pub(crate) async fn all(tx: &Tx, sql: &str, values: Vec<Value>) -> Result<Vec<QueryResult>, StoreError> {
+    tx.check()?;
+    kept(tx, tx.db().query_all_raw(statement(tx, sql, values)).await)
 }
 
 /// Runs a query for its first row.
-pub(crate) async fn one(
-    tx: &DatabaseTransaction,
-    sql: &str,
-    values: Vec<Value>,
-) -> Result<Option<QueryResult>, StoreError> {
-    let statement = Statement::from_sql_and_values(tx.get_database_backend(), sql, values);
-    Ok(tx.query_one_raw(statement).await?)
+pub(crate) async fn one(tx: &Tx, sql: &str, values: Vec<Value>) -> Result<Option<QueryResult>, StoreError> {
+    tx.check()?;
+    kept(tx, tx.db().query_one_raw(statement(tx, sql, values)).await)
 }
 
 /// A column of a row, by its place.
-pub(crate) fn column<T: TryGetable>(row: &QueryResult, at: usize) -> Result<T, StoreError> {
-    Ok(row.try_get_by_index(at)?)
+pub(crate) fn column<T: TryGetable>(row: &QueryResult, at: usize, table: &'static str) -> Result<T, StoreError> {
+    row.try_get_by_index(at).map_err(|e| decode(row, table, e))
+}
+
+/// A column that holds the text of a value; `id` of `table` is at column 0.
+pub(crate) fn parsed<T>(row: &QueryResult, at: usize, table: &'static str) -> Result<T, StoreError>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    column::<String>(row, at, table)?.parse().map_err(|e| decode(row, table, e))
 }
 
 /// A column of JSON; `id` of `table` is at column 0.
 pub(crate) fn record<T: DeserializeOwned>(row: &QueryResult, at: usize, table: &'static str) -> Result<T, StoreError> {
-    let text: String = column(row, at)?;
+    let text: String = column(row, at, table)?;
     serde_json::from_str(&text).map_err(|e| decode(row, table, e))
 }
 
 /// A row that says what no record can.
 pub(crate) fn decode(row: &QueryResult, table: &'static str, why: impl ToString) -> StoreError {
-    let id = row.try_get_by_index::<String>(0).unwrap_or_default();
+    // Positions are numbers, everything else is found by a text.
+    let number = || row.try_get_by_index::<i64>(0).map(|n| n.to_string());
+    let id = row.try_get_by_index::<String>(0).or_else(|_| number()).unwrap_or_default();
     StoreError::Decode { table, id, why: why.to_string() }
 }
 
@@ -63,4 +66,13 @@ pub(crate) fn unsigned(n: i64) -> u64 {
 pub(crate) fn parameters(from: usize, count: usize) -> String {
     let each: Vec<String> = (from..from + count).map(|n| format!("${n}")).collect();
     each.join(", ")
+}
+
+fn statement(tx: &Tx, sql: &str, values: Vec<Value>) -> Statement {
+    Statement::from_sql_and_values(tx.db().get_database_backend(), sql, values)
+}
+
+/// An answer of the database; an error that may have ended the transaction is remembered by it.
+fn kept<T>(tx: &Tx, answer: Result<T, DbErr>) -> Result<T, StoreError> {
+    answer.map_err(|error| tx.failed(error))
 }

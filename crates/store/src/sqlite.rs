@@ -1,9 +1,14 @@
 //! What is SQLite's alone: opening a file, its settings, backing it up.
 
-use std::path::Path;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, Statement};
+use sea_orm::sqlx::Connection;
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, Statement, Value};
 use sea_orm_migration::MigratorTrait;
 
 use crate::error::StoreError;
@@ -13,74 +18,100 @@ use crate::migration::{Migrator, SCHEMA_VERSION};
 const READERS: u32 = 4;
 
 /// The one writer and the readers of an opened database.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Opened {
     pub(crate) writer: DatabaseConnection,
     pub(crate) readers: DatabaseConnection,
+    pub(crate) path: Arc<Path>,
 }
 
 /// Opens, checks, backs up where the schema is older, and migrates.
 pub(crate) async fn open(path: &Path) -> Result<Opened, StoreError> {
-    let existed = path.metadata().is_ok_and(|m| m.len() > 0);
-    let writer = connect(path, 1).await.map_err(|e| e.in_file(path))?;
-    if existed {
-        check(&writer, path).await?;
+    open_with::<Migrator>(path).await.map_err(|e| e.in_file(path))
+}
+
+/// Writes what is in the log back into the file, and closes it.
+pub(crate) async fn close(opened: Opened) {
+    let Opened { writer, readers, .. } = opened;
+    let readers_closed = readers.close().await;
+    let written_back = writer.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await;
+    let writer_closed = writer.close().await;
+    if let Err(error) = readers_closed.and(written_back.map(|_| ())).and(writer_closed) {
+        tracing::warn!(error = %error, "the database's log could not be written back; the next start does it");
     }
-    migrate(&writer, path, existed).await.map_err(|e| e.in_file(path))?;
-    let readers = connect(path, READERS).await.map_err(|e| e.in_file(path))?;
-    Ok(Opened { writer, readers })
 }
 
-/// Writes what is in the log back into the file.
-pub(crate) async fn checkpoint(writer: &DatabaseConnection) -> Result<(), StoreError> {
-    writer.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await?;
-    Ok(())
+async fn open_with<M: MigratorTrait>(path: &Path) -> Result<Opened, StoreError> {
+    let existed = path.metadata().is_ok_and(|m| m.len() > 0);
+    private(path)?;
+    let writer = connect(path, 1, false).await?;
+    if existed {
+        check(&writer).await?;
+    }
+    migrate::<M>(&writer, path, existed).await?;
+    let readers = connect(path, READERS, true).await?;
+    Ok(Opened { writer, readers, path: path.into() })
 }
 
-async fn connect(path: &Path, connections: u32) -> Result<DatabaseConnection, StoreError> {
-    let text = path.to_str().ok_or_else(|| StoreError::Unavailable(format!("{} is no Unicode", path.display())))?;
-    let mut options = ConnectOptions::new(format!("sqlite://{}?mode=rwc", escaped(text)));
+/// Makes the file where there is none, for its owner alone: SQLite gives the log and its index the
+/// mode of the database.
+fn private(path: &Path) -> Result<(), StoreError> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(of_file(path, &e)),
+    }
+}
+
+async fn connect(path: &Path, connections: u32, readers: bool) -> Result<DatabaseConnection, StoreError> {
+    if path.to_str().is_none() {
+        return Err(StoreError::Unavailable(format!("{} is no Unicode, as SQLite wants its paths", path.display())));
+    }
+    let path = path.to_owned();
+    // The path goes in as a path, not as a part of the URL.
+    let mut options = ConnectOptions::new("sqlite://state.db?mode=rwc");
     options
         .max_connections(connections)
         .min_connections(1)
         .acquire_timeout(Duration::from_secs(30))
         .sqlx_logging(false)
-        .map_sqlx_sqlite_opts(|options| {
+        .map_sqlx_sqlite_opts(move |options| {
             // Said one by one: what a library's default is today is no promise.
             options
+                .filename(&path)
                 .pragma("journal_mode", "WAL")
                 .pragma("synchronous", "FULL")
                 .pragma("foreign_keys", "ON")
                 .pragma("busy_timeout", "10000")
+                .pragma("query_only", if readers { "ON" } else { "OFF" })
+        })
+        .map_sqlx_sqlite_pool_opts(|options| {
+            options.after_release(|connection, _| {
+                Box::pin(async move {
+                    if !connection.is_in_transaction() {
+                        return Ok(true);
+                    }
+                    // What SQLite has rolled back by itself (the disk is full), sqlx still counts as
+                    // open; the next transaction would be a savepoint in it, and never be committed.
+                    connection.ping().await?;
+                    Ok(!connection.is_in_transaction())
+                })
+            })
         });
     Ok(Database::connect(options).await?)
 }
 
-/// A path inside a URL.
-fn escaped(path: &str) -> String {
-    let mut url = String::with_capacity(path.len());
-    for c in path.chars() {
-        match c {
-            '%' => url.push_str("%25"),
-            '?' => url.push_str("%3F"),
-            '#' => url.push_str("%23"),
-            c => url.push(c),
-        }
-    }
-    url
-}
-
-async fn check(db: &DatabaseConnection, path: &Path) -> Result<(), StoreError> {
-    let found = db.query_one_raw(Statement::from_string(db.get_database_backend(), "PRAGMA quick_check(1)")).await;
-    let verdict: String = match found.map_err(StoreError::from).map_err(|e| e.in_file(path))? {
+async fn check(db: &DatabaseConnection) -> Result<(), StoreError> {
+    let found = db.query_one_raw(Statement::from_string(db.get_database_backend(), "PRAGMA quick_check(1)")).await?;
+    let verdict: String = match found {
         Some(row) => row.try_get_by_index(0)?,
         None => "no answer".to_owned(),
     };
-    if verdict == "ok" { Ok(()) } else { Err(StoreError::Corrupt { path: path.to_owned(), detail: verdict }) }
+    if verdict == "ok" { Ok(()) } else { Err(StoreError::Corrupt { path: PathBuf::new(), detail: verdict }) }
 }
 
-async fn migrate(db: &DatabaseConnection, path: &Path, existed: bool) -> Result<(), StoreError> {
-    let known: Vec<String> = Migrator::migrations().iter().map(|m| m.name().to_owned()).collect();
+async fn migrate<M: MigratorTrait>(db: &DatabaseConnection, path: &Path, existed: bool) -> Result<(), StoreError> {
+    let known: Vec<String> = M::migrations().iter().map(|m| m.name().to_owned()).collect();
     let applied = applied(db).await?;
     if let Some(newer) = applied.iter().find(|name| !known.contains(name)) {
         return Err(StoreError::NewerSchema { found: newer.clone(), known: SCHEMA_VERSION });
@@ -89,14 +120,30 @@ async fn migrate(db: &DatabaseConnection, path: &Path, existed: bool) -> Result<
         return Ok(());
     }
     if existed && !applied.is_empty() {
-        let backup = path.with_extension(format!("db.before-{}", known[applied.len()]));
-        if !backup.exists() {
-            let target = backup.to_string_lossy().replace('\'', "''");
-            db.execute_unprepared(&format!("VACUUM INTO '{target}'")).await?;
-            tracing::info!(backup = %backup.display(), "the database was backed up before its schema changes");
-        }
+        back_up(db, path, &known[applied.len()]).await?;
     }
-    Migrator::up(db, None).await?;
+    M::up(db, None).await?;
+    Ok(())
+}
+
+/// Copies the database to a file beside it, unless that was done before. A copy that broke off is
+/// never taken for one.
+async fn back_up(db: &DatabaseConnection, path: &Path, before: &str) -> Result<(), StoreError> {
+    let backup = path.with_extension(format!("db.before-{before}"));
+    if backup.exists() {
+        return Ok(());
+    }
+    let unfinished = path.with_extension(format!("db.before-{before}.unfinished"));
+    let lost = |e: io::Error| of_file(&unfinished, &e);
+    match fs::remove_file(&unfinished) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(lost(e)),
+        _ => private(&unfinished)?,
+    }
+    let target: Value = unfinished.to_string_lossy().into_owned().into();
+    db.execute_raw(Statement::from_sql_and_values(db.get_database_backend(), "VACUUM INTO $1", [target])).await?;
+    OpenOptions::new().write(true).open(&unfinished).and_then(|file| file.sync_all()).map_err(lost)?;
+    fs::rename(&unfinished, &backup).map_err(lost)?;
+    tracing::info!(backup = %backup.display(), "the database was backed up before its schema changes");
     Ok(())
 }
 
@@ -108,4 +155,16 @@ async fn applied(db: &DatabaseConnection) -> Result<Vec<String>, StoreError> {
     }
     let rows = db.query_all_raw(query("SELECT version FROM seaql_migrations ORDER BY version")).await?;
     rows.iter().map(|row| Ok(row.try_get_by_index::<String>(0)?)).collect()
+}
+
+/// What a failure to make a file means.
+fn of_file(path: &Path, error: &io::Error) -> StoreError {
+    let text = format!("{}: {error}", path.display());
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::DiskFull,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotFound => {
+            StoreError::ReadOnly(text)
+        }
+        _ => StoreError::Unavailable(text),
+    }
 }

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use sea_orm::TransactionTrait;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::StoreError;
@@ -40,9 +39,9 @@ impl Store {
         let committed = Arc::new(watch::Sender::new(0));
         let (queue, receiver) = mpsc::unbounded_channel();
         let (running, ended) = watch::channel(false);
-        let (db, ticks) = (opened.writer.clone(), Arc::clone(&committed));
+        let (ours, ticks) = (opened.clone(), Arc::clone(&committed));
         tokio::spawn(async move {
-            writer::run(db, receiver, ticks).await;
+            writer::run(ours, receiver, ticks).await;
             running.send_replace(true);
         });
         Ok(Store { inner: Arc::new(Inner { opened, committed, mode: Mode::Grouped { queue, ended } }) })
@@ -77,7 +76,7 @@ impl Store {
         match &self.inner.mode {
             Mode::Grouped { queue, .. } => queue.send(job).map_err(|_| closed())?,
             Mode::Blocking { runtime } => {
-                runtime.block_on(writer::batch(&self.inner.opened.writer, vec![job], &self.inner.committed));
+                runtime.block_on(writer::batch(&self.inner.opened, vec![job], &self.inner.committed));
             }
         }
         answer.await.map_err(|_| closed())?
@@ -101,20 +100,21 @@ impl Store {
         self.inner.committed.subscribe()
     }
 
-    /// Closes the database. What was acknowledged is durable without this; it only leaves a tidy file.
+    /// Closes the database, when this is its last clone: what was queued is committed first. What was
+    /// acknowledged is durable without this; it only leaves a tidy file.
     pub async fn close(self) {
-        let checkpointed = match &self.inner.mode {
-            Mode::Grouped { .. } => sqlite::checkpoint(&self.inner.opened.writer).await,
-            Mode::Blocking { runtime } => runtime.block_on(sqlite::checkpoint(&self.inner.opened.writer)),
-        };
-        if let Err(error) = checkpointed {
-            tracing::warn!(error = %error, "the database's log could not be written back; the next start does it");
-        }
-        if let Ok(inner) = Arc::try_unwrap(self.inner)
-            && let Mode::Grouped { queue, mut ended } = inner.mode
-        {
-            drop(queue);
-            let _ended = ended.wait_for(|e| *e).await;
+        let Ok(Inner { opened, mode, .. }) = Arc::try_unwrap(self.inner) else { return };
+        match mode {
+            Mode::Grouped { queue, mut ended } => {
+                drop(queue);
+                // An error is its sender's end, which is what is waited for.
+                let _ended = ended.wait_for(|e| *e).await;
+                sqlite::close(opened).await;
+            }
+            Mode::Blocking { runtime } => {
+                runtime.block_on(sqlite::close(opened));
+                runtime.shutdown_background();
+            }
         }
     }
 
@@ -123,10 +123,9 @@ impl Store {
         F: for<'a> Fn(&'a Tx) -> BoxFuture<'a, Result<T, E>>,
         E: From<StoreError>,
     {
-        let begun = self.inner.opened.readers.begin().await.map_err(StoreError::from)?;
-        let tx = Tx::new(begun);
+        let tx = Tx::begin(&self.inner.opened.readers, &self.inner.opened.path).await?;
         let result = closure(&tx).await;
-        tx.db.rollback().await.map_err(StoreError::from)?;
+        tx.rollback().await?;
         result
     }
 }

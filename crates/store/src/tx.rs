@@ -1,22 +1,63 @@
 //! One transaction, as table code sees it.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use sea_orm::DatabaseTransaction;
+use sea_orm::{DatabaseTransaction, DbErr, TransactionTrait};
 
+use crate::error::{StoreError, leaves_the_transaction};
 use crate::table::{events, idempotency, nodes, operations, outbox, resources, vms};
 
 /// A transaction. Its accessors give one view per table.
 #[derive(Debug)]
 pub struct Tx {
-    pub(crate) db: DatabaseTransaction,
+    db: DatabaseTransaction,
     /// Whether rows for the relay were written.
     pushed: AtomicBool,
+    /// Why the database may have rolled it back by itself. A statement after that would be on its own
+    /// and durable at once, so none is run.
+    lost: OnceLock<StoreError>,
+    path: Arc<Path>,
 }
 
 impl Tx {
-    pub(crate) fn new(db: DatabaseTransaction) -> Self {
-        Self { db, pushed: AtomicBool::new(false) }
+    /// Begins a transaction on `db`, or a savepoint in one.
+    pub(crate) async fn begin(
+        db: &impl TransactionTrait<Transaction = DatabaseTransaction>,
+        path: &Arc<Path>,
+    ) -> Result<Self, StoreError> {
+        let db = db.begin().await.map_err(|e| StoreError::from(e).in_file(path))?;
+        Ok(Self { db, pushed: AtomicBool::new(false), lost: OnceLock::new(), path: Arc::clone(path) })
+    }
+
+    pub(crate) fn db(&self) -> &DatabaseTransaction {
+        &self.db
+    }
+
+    pub(crate) async fn commit(self) -> Result<(), StoreError> {
+        self.check()?;
+        self.db.commit().await.map_err(|e| StoreError::from(e).in_file(&self.path))
+    }
+
+    pub(crate) async fn rollback(self) -> Result<(), StoreError> {
+        self.check()?;
+        self.db.rollback().await.map_err(|e| StoreError::from(e).in_file(&self.path))
+    }
+
+    /// Fails when the transaction is lost.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        self.lost.get().map_or(Ok(()), |lost| Err(lost.clone()))
+    }
+
+    /// Takes note of a statement's error.
+    pub(crate) fn failed(&self, error: DbErr) -> StoreError {
+        let leaves = leaves_the_transaction(&error);
+        let error = StoreError::from(error).in_file(&self.path);
+        if !leaves {
+            self.lost.get_or_init(|| error.clone());
+        }
+        error
     }
 
     pub(crate) fn mark_pushed(&self) {

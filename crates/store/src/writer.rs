@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use sea_orm::{DatabaseConnection, TransactionTrait};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::StoreError;
+use crate::sqlite::Opened;
 use crate::tx::Tx;
 
 /// Closures in one batch at most.
@@ -61,19 +61,19 @@ where
 
 /// Runs until every sender is gone.
 pub(crate) async fn run(
-    db: DatabaseConnection,
+    opened: Opened,
     mut queue: mpsc::UnboundedReceiver<Box<dyn Job>>,
     committed: Arc<watch::Sender<u64>>,
 ) {
     let mut jobs = Vec::new();
     while queue.recv_many(&mut jobs, MOST_IN_A_BATCH).await > 0 {
-        batch(&db, std::mem::take(&mut jobs), &committed).await;
+        batch(&opened, std::mem::take(&mut jobs), &committed).await;
     }
 }
 
 /// Runs jobs in one transaction and answers their callers.
-pub(crate) async fn batch(db: &DatabaseConnection, mut jobs: Vec<Box<dyn Job>>, committed: &watch::Sender<u64>) {
-    let outcome = transact(db, &mut jobs).await;
+pub(crate) async fn batch(opened: &Opened, mut jobs: Vec<Box<dyn Job>>, committed: &watch::Sender<u64>) {
+    let outcome = transact(opened, &mut jobs).await;
     if let Ok(true) = outcome {
         committed.send_modify(|n| *n += 1);
     }
@@ -84,23 +84,27 @@ pub(crate) async fn batch(db: &DatabaseConnection, mut jobs: Vec<Box<dyn Job>>, 
 }
 
 /// Whether anything was written for the relay.
-async fn transact(db: &DatabaseConnection, jobs: &mut [Box<dyn Job>]) -> Result<bool, StoreError> {
-    let outer = db.begin().await?;
+async fn transact(opened: &Opened, jobs: &mut [Box<dyn Job>]) -> Result<bool, StoreError> {
+    let outer = Tx::begin(&opened.writer, &opened.path).await?;
     let mut pushed = false;
     for job in jobs.iter_mut() {
-        let tx = Tx::new(outer.begin().await?);
-        // A panic is our bug; it must not take everybody else's writes with it.
-        let keep = AssertUnwindSafe(job.run(&tx)).catch_unwind().await.unwrap_or_else(|_| {
-            tracing::error!("a closure panicked inside a transaction");
-            false
-        });
-        if keep {
+        let tx = Tx::begin(outer.db(), &opened.path).await?;
+        if attempt(job, &tx).await {
             pushed |= tx.has_pushed();
-            tx.db.commit().await?;
+            tx.commit().await?;
         } else {
-            tx.db.rollback().await?;
+            tx.rollback().await?;
         }
     }
     outer.commit().await?;
     Ok(pushed)
+}
+
+/// Whether what the job wrote is kept.
+async fn attempt(job: &mut Box<dyn Job>, tx: &Tx) -> bool {
+    // A panic is our bug; it must not take everybody else's writes with it.
+    AssertUnwindSafe(job.run(tx)).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!("a closure panicked inside a transaction");
+        false
+    })
 }

@@ -3,8 +3,10 @@
 use roost_model::{OperationId, ProjectId, Timestamp, VmId};
 
 use crate::error::StoreError;
-use crate::sql::{column, decode, execute, one};
+use crate::sql::{column, decode, execute, one, parsed};
 use crate::tx::Tx;
+
+const TABLE: &str = "idempotency_keys";
 
 /// A key with what its first request led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,18 +32,16 @@ impl Idempotency<'_> {
     pub async fn get(&self, project: ProjectId, key: &str) -> Result<Option<IdempotencyRecord>, StoreError> {
         let sql = "SELECT key, digest, operation_id, vm_id, created_at FROM idempotency_keys \
                    WHERE project_id = $1 AND key = $2";
-        let row = one(&self.0.db, sql, vec![project.to_string().into(), key.into()]).await?;
+        let row = one(self.0, sql, vec![project.to_string().into(), key.into()]).await?;
         let Some(row) = row else { return Ok(None) };
-        let broken = |why: String| decode(&row, "idempotency_keys", why);
-        let digest = from_hex(&column::<String>(&row, 1)?).ok_or_else(|| broken("its digest is none".to_owned()))?;
-        let operation: String = column(&row, 2)?;
-        let vm: String = column(&row, 3)?;
+        let digest = from_hex(&column::<String>(&row, 1, TABLE)?)
+            .ok_or_else(|| decode(&row, TABLE, "its digest is not 64 hexadecimal digits"))?;
         Ok(Some(IdempotencyRecord {
-            key: column(&row, 0)?,
+            key: column(&row, 0, TABLE)?,
             digest,
-            operation: operation.parse().map_err(|e: roost_model::Invalid| broken(e.to_string()))?,
-            vm: vm.parse().map_err(|e: roost_model::Invalid| broken(e.to_string()))?,
-            created_at: Timestamp::from_unix_ms(column(&row, 4)?),
+            operation: parsed(&row, 2, TABLE)?,
+            vm: parsed(&row, 3, TABLE)?,
+            created_at: Timestamp::from_unix_ms(column(&row, 4, TABLE)?),
         }))
     }
 
@@ -58,13 +58,13 @@ impl Idempotency<'_> {
             record.vm.to_string().into(),
             record.created_at.unix_ms().into(),
         ];
-        execute(&self.0.db, sql, values).await?;
+        execute(self.0, sql, values).await?;
         Ok(())
     }
 
     /// Forgets keys from before `before`; how many it was.
     pub async fn prune(&self, before: Timestamp) -> Result<u64, StoreError> {
-        execute(&self.0.db, "DELETE FROM idempotency_keys WHERE created_at < $1", vec![before.unix_ms().into()]).await
+        execute(self.0, "DELETE FROM idempotency_keys WHERE created_at < $1", vec![before.unix_ms().into()]).await
     }
 }
 

@@ -3,7 +3,7 @@
 use roost_model::{NodeId, ProjectId, Timestamp};
 
 use crate::error::StoreError;
-use crate::sql::{column, decode, execute, one, signed, unsigned};
+use crate::sql::{column, execute, one, parsed, signed, unsigned};
 use crate::tx::Tx;
 
 /// A host that runs VMs.
@@ -25,12 +25,11 @@ impl Nodes<'_> {
     /// The node that this database belongs to.
     pub async fn this_node(&self) -> Result<Option<NodeRecord>, StoreError> {
         let sql = "SELECT id, epoch, last_start FROM nodes ORDER BY id LIMIT 1";
-        let Some(row) = one(&self.0.db, sql, vec![]).await? else { return Ok(None) };
-        let id: String = column(&row, 0)?;
+        let Some(row) = one(self.0, sql, vec![]).await? else { return Ok(None) };
         Ok(Some(NodeRecord {
-            id: id.parse().map_err(|e| decode(&row, "nodes", e))?,
-            epoch: unsigned(column(&row, 1)?),
-            last_start: Timestamp::from_unix_ms(column(&row, 2)?),
+            id: parsed(&row, 0, "nodes")?,
+            epoch: unsigned(column(&row, 1, "nodes")?),
+            last_start: Timestamp::from_unix_ms(column(&row, 2, "nodes")?),
         }))
     }
 
@@ -44,7 +43,7 @@ impl Nodes<'_> {
             signed(node.epoch).into(),
             node.last_start.unix_ms().into(),
         ];
-        execute(&self.0.db, sql, values).await?;
+        execute(self.0, sql, values).await?;
         Ok(())
     }
 }

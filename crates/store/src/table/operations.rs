@@ -36,14 +36,13 @@ impl Operations<'_> {
             operation.goal.kind().as_str().into(),
         ];
         values.extend(changing(operation));
-        execute(&self.0.db, sql, values).await?;
+        execute(self.0, sql, values).await?;
         Ok(())
     }
 
     /// One operation.
     pub async fn get(&self, id: OperationId) -> Result<Option<Operation>, StoreError> {
-        let row =
-            one(&self.0.db, "SELECT id, record FROM operations WHERE id = $1", vec![id.to_string().into()]).await?;
+        let row = one(self.0, "SELECT id, record FROM operations WHERE id = $1", vec![id.to_string().into()]).await?;
         row.as_ref().map(operation_of).transpose()
     }
 
@@ -52,7 +51,7 @@ impl Operations<'_> {
         let sql = "UPDATE operations SET status = $1, priority = $2, finished_at = $3, record = $4 WHERE id = $5";
         let mut values = changing(operation);
         values.push(operation.id.to_string().into());
-        match execute(&self.0.db, sql, values).await? {
+        match execute(self.0, sql, values).await? {
             1 => Ok(()),
             _ => Err(StoreError::Conflict { what: operation.id.to_string() }),
         }
@@ -61,13 +60,13 @@ impl Operations<'_> {
     /// A VM's operations that have not ended, in the order of their acceptance.
     pub async fn open_of(&self, vm: VmId) -> Result<Vec<Operation>, StoreError> {
         let sql = "SELECT id, record FROM operations WHERE vm_id = $1 AND finished_at IS NULL ORDER BY id";
-        all(&self.0.db, sql, vec![vm.to_string().into()]).await?.iter().map(operation_of).collect()
+        all(self.0, sql, vec![vm.to_string().into()]).await?.iter().map(operation_of).collect()
     }
 
     /// Every operation that has not ended.
     pub async fn open(&self) -> Result<Vec<Operation>, StoreError> {
         let sql = "SELECT id, record FROM operations WHERE finished_at IS NULL ORDER BY id";
-        all(&self.0.db, sql, vec![]).await?.iter().map(operation_of).collect()
+        all(self.0, sql, vec![]).await?.iter().map(operation_of).collect()
     }
 
     /// Operations older than `after`, newest first.
@@ -98,20 +97,20 @@ impl Operations<'_> {
             if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
         values.push(signed(limit as u64).into());
         let sql = format!("SELECT id, record FROM operations{restriction} ORDER BY id DESC LIMIT ${}", values.len());
-        all(&self.0.db, &sql, values).await?.iter().map(operation_of).collect()
+        all(self.0, &sql, values).await?.iter().map(operation_of).collect()
     }
 
     /// Whether any ended before `before`.
     pub async fn any_ended_before(&self, before: Timestamp) -> Result<bool, StoreError> {
         let sql = "SELECT id FROM operations WHERE finished_at IS NOT NULL AND finished_at < $1 LIMIT 1";
-        Ok(one(&self.0.db, sql, vec![before.unix_ms().into()]).await?.is_some())
+        Ok(one(self.0, sql, vec![before.unix_ms().into()]).await?.is_some())
     }
 
     /// Removes at most `limit` that ended before `before`; how many it was.
     pub async fn prune(&self, before: Timestamp, limit: u64) -> Result<u64, StoreError> {
         let sql = "DELETE FROM operations WHERE id IN \
                    (SELECT id FROM operations WHERE finished_at IS NOT NULL AND finished_at < $1 LIMIT $2)";
-        execute(&self.0.db, sql, vec![before.unix_ms().into(), signed(limit).into()]).await
+        execute(self.0, sql, vec![before.unix_ms().into(), signed(limit).into()]).await
     }
 }
 

@@ -41,7 +41,7 @@ impl Outbox<'_> {
             event.operation.map(|operation| operation.to_string()).into(),
             event.data.to_string().into(),
         ];
-        execute(&self.0.db, sql, values).await?;
+        execute(self.0, sql, values).await?;
         self.0.mark_pushed();
         Ok(())
     }
@@ -49,8 +49,8 @@ impl Outbox<'_> {
     /// Moves the oldest `limit` rows to `events`, with the next positions; returns them.
     pub async fn relay(&self, limit: usize) -> Result<Vec<Event>, StoreError> {
         let newest = "SELECT max(id) FROM (SELECT id FROM outbox ORDER BY id LIMIT $1) AS oldest";
-        let row = one(&self.0.db, newest, vec![signed(limit as u64).into()]).await?;
-        let newest: Option<i64> = row.map(|r| column(&r, 0)).transpose()?.flatten();
+        let row = one(self.0, newest, vec![signed(limit as u64).into()]).await?;
+        let newest: Option<i64> = row.map(|r| column(&r, 0, "outbox")).transpose()?.flatten();
         let Some(newest) = newest else { return Ok(Vec::new()) };
         let last = self.0.events().last_position().await?;
         let values = || vec![newest.into(), signed(last).into()];
@@ -59,9 +59,9 @@ impl Outbox<'_> {
              SELECT $2 + row_number() OVER (ORDER BY id), project_id, at, kind, vm_id, operation_id, data \
              FROM outbox WHERE id <= $1"
         );
-        execute(&self.0.db, &moved, values()).await?;
-        execute(&self.0.db, "DELETE FROM outbox WHERE id <= $1", vec![newest.into()]).await?;
+        execute(self.0, &moved, values()).await?;
+        execute(self.0, "DELETE FROM outbox WHERE id <= $1", vec![newest.into()]).await?;
         let read = format!("SELECT {COLUMNS} FROM events WHERE position > $1 ORDER BY position");
-        all(&self.0.db, &read, vec![signed(last).into()]).await?.iter().map(event_of).collect()
+        all(self.0, &read, vec![signed(last).into()]).await?.iter().map(event_of).collect()
     }
 }

@@ -3,7 +3,7 @@
 use roost_model::{Resource, ResourceKind, VmId};
 
 use crate::error::StoreError;
-use crate::sql::{all, column, decode, execute, record};
+use crate::sql::{all, execute, parsed, record};
 use crate::tx::Tx;
 
 /// The table in a transaction.
@@ -19,7 +19,7 @@ impl Resources<'_> {
         let text = serde_json::to_string(resource).expect("a resource has a stored form");
         let values =
             vec![vm.to_string().into(), resource.kind.as_str().into(), resource.key.as_str().into(), text.into()];
-        match execute(&self.0.db, sql, values).await? {
+        match execute(self.0, sql, values).await? {
             0 => Err(StoreError::Conflict { what: vm.to_string() }),
             _ => Ok(()),
         }
@@ -28,25 +28,19 @@ impl Resources<'_> {
     /// Forgets a resource.
     pub async fn forget(&self, vm: VmId, kind: ResourceKind, key: &str) -> Result<(), StoreError> {
         let sql = "DELETE FROM resources WHERE vm_id = $1 AND kind = $2 AND key = $3";
-        execute(&self.0.db, sql, vec![vm.to_string().into(), kind.as_str().into(), key.into()]).await?;
+        execute(self.0, sql, vec![vm.to_string().into(), kind.as_str().into(), key.into()]).await?;
         Ok(())
     }
 
     /// Everything that a VM owns.
     pub async fn of(&self, vm: VmId) -> Result<Vec<Resource>, StoreError> {
         let sql = "SELECT vm_id, record FROM resources WHERE vm_id = $1 ORDER BY kind, key";
-        all(&self.0.db, sql, vec![vm.to_string().into()]).await?.iter().map(|row| record(row, 1, "resources")).collect()
+        all(self.0, sql, vec![vm.to_string().into()]).await?.iter().map(|row| record(row, 1, "resources")).collect()
     }
 
     /// Everything that any VM owns, for the start.
     pub async fn all(&self) -> Result<Vec<(VmId, Resource)>, StoreError> {
-        let rows = all(&self.0.db, "SELECT vm_id, record FROM resources ORDER BY vm_id, kind, key", vec![]).await?;
-        rows.iter()
-            .map(|row| {
-                let vm: String = column(row, 0)?;
-                let vm = vm.parse().map_err(|e| decode(row, "resources", e))?;
-                Ok((vm, record(row, 1, "resources")?))
-            })
-            .collect()
+        let rows = all(self.0, "SELECT vm_id, record FROM resources ORDER BY vm_id, kind, key", vec![]).await?;
+        rows.iter().map(|row| Ok((parsed(row, 0, "resources")?, record(row, 1, "resources")?))).collect()
     }
 }

@@ -6,7 +6,7 @@ use roost_model::{BackendName, Machine, ProjectId, Timestamp, Vm, VmId, VmName, 
 use sea_orm::{QueryResult, Value};
 
 use crate::error::StoreError;
-use crate::sql::{all, column, execute, one, parameters, record, signed, unsigned};
+use crate::sql::{all, column, execute, one, parameters, parsed, record, signed, unsigned};
 use crate::tx::Tx;
 
 /// Which VMs; what is empty or `None` restricts nothing.
@@ -38,20 +38,20 @@ impl Vms<'_> {
                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)";
         let mut values = vec![vm.id.to_string().into(), vm.project.to_string().into()];
         values.extend(columns(vm));
-        execute(&self.0.db, sql, values).await?;
+        execute(self.0, sql, values).await?;
         self.insert_metadata(vm).await
     }
 
     /// One VM.
     pub async fn get(&self, id: VmId) -> Result<Option<Vm>, StoreError> {
-        let row = one(&self.0.db, "SELECT id, record FROM vms WHERE id = $1", vec![id.to_string().into()]).await?;
+        let row = one(self.0, "SELECT id, record FROM vms WHERE id = $1", vec![id.to_string().into()]).await?;
         row.as_ref().map(vm_of).transpose()
     }
 
     /// One VM by its name.
     pub async fn by_name(&self, project: ProjectId, name: &VmName) -> Result<Option<Vm>, StoreError> {
         let sql = "SELECT id, record FROM vms WHERE project_id = $1 AND name = $2";
-        let row = one(&self.0.db, sql, vec![project.to_string().into(), name.as_str().into()]).await?;
+        let row = one(self.0, sql, vec![project.to_string().into(), name.as_str().into()]).await?;
         row.as_ref().map(vm_of).transpose()
     }
 
@@ -63,20 +63,20 @@ impl Vms<'_> {
                    (SELECT count(*) FROM vm_metadata WHERE vm_id = $13)";
         let mut values = columns(vm);
         values.extend([vm.id.to_string().into(), (signed(vm.resource_version) - 1).into()]);
-        let Some(row) = one(&self.0.db, sql, values).await? else {
+        let Some(row) = one(self.0, sql, values).await? else {
             return Err(StoreError::Conflict { what: vm.id.to_string() });
         };
-        let metadata: i64 = column(&row, 0)?;
+        let metadata: i64 = column(&row, 0, "vms")?;
         if metadata == 0 && vm.spec.metadata.is_empty() {
             return Ok(());
         }
-        execute(&self.0.db, "DELETE FROM vm_metadata WHERE vm_id = $1", vec![vm.id.to_string().into()]).await?;
+        execute(self.0, "DELETE FROM vm_metadata WHERE vm_id = $1", vec![vm.id.to_string().into()]).await?;
         self.insert_metadata(vm).await
     }
 
     /// Removes a VM. Nothing may be on record as belonging to it.
     pub async fn remove(&self, id: VmId) -> Result<(), StoreError> {
-        execute(&self.0.db, "DELETE FROM vms WHERE id = $1", vec![id.to_string().into()]).await?;
+        execute(self.0, "DELETE FROM vms WHERE id = $1", vec![id.to_string().into()]).await?;
         Ok(())
     }
 
@@ -90,20 +90,20 @@ impl Vms<'_> {
         values.push(signed(limit as u64).into());
         let sql =
             format!("SELECT id, record FROM vms{} ORDER BY id LIMIT ${}", where_clause(&conditions), values.len());
-        all(&self.0.db, &sql, values).await?.iter().map(vm_of).collect()
+        all(self.0, &sql, values).await?.iter().map(vm_of).collect()
     }
 
     /// How many match.
     pub async fn count(&self, filter: &VmFilter) -> Result<u64, StoreError> {
         let (conditions, values) = conditions(filter);
         let sql = format!("SELECT count(*) FROM vms{}", where_clause(&conditions));
-        let row = one(&self.0.db, &sql, values).await?;
-        Ok(unsigned(row.map(|r| column(&r, 0)).transpose()?.unwrap_or(0)))
+        let row = one(self.0, &sql, values).await?;
+        Ok(unsigned(row.map(|r| column(&r, 0, "vms")).transpose()?.unwrap_or(0)))
     }
 
     /// Every VM, for the start.
     pub async fn all(&self) -> Result<Vec<Vm>, StoreError> {
-        all(&self.0.db, "SELECT id, record FROM vms ORDER BY id", vec![]).await?.iter().map(vm_of).collect()
+        all(self.0, "SELECT id, record FROM vms ORDER BY id", vec![]).await?.iter().map(vm_of).collect()
     }
 
     /// VMs of which the record says that something is to be done: not as wanted, half-gone, or past
@@ -117,13 +117,8 @@ impl Vms<'_> {
                       OR (desired_power = 'paused' AND machine <> 'paused') \
                       OR (desired_power = 'stopped' AND machine IN ('running', 'paused', 'absent')))) \
                    ORDER BY id LIMIT 1000";
-        let rows = all(&self.0.db, sql, vec![now.unix_ms().into()]).await?;
-        rows.iter()
-            .map(|row| {
-                let id: String = column(row, 0)?;
-                id.parse().map_err(|e| crate::sql::decode(row, "vms", e))
-            })
-            .collect()
+        let rows = all(self.0, sql, vec![now.unix_ms().into()]).await?;
+        rows.iter().map(|row| parsed(row, 0, "vms")).collect()
     }
 
     async fn insert_metadata(&self, vm: &Vm) -> Result<(), StoreError> {
@@ -142,7 +137,7 @@ impl Vms<'_> {
             ]);
         }
         let sql = format!("INSERT INTO vm_metadata (vm_id, project_id, key, value) VALUES {}", rows.join(", "));
-        execute(&self.0.db, &sql, values).await?;
+        execute(self.0, &sql, values).await?;
         Ok(())
     }
 }
