@@ -1,0 +1,134 @@
+//! What a command prints: a table or text for people, JSON or YAML for programs.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+use comfy_table::{ContentArrangement, Row, Table, presets};
+use serde::Serialize;
+
+use crate::error::Failure;
+use crate::escape;
+
+/// How a command prints its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// The API's own JSON.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// Writes to standard output, at once.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    write(text.as_bytes())
+}
+
+/// Writes bytes to standard output, at once.
+pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(Failure::Output)
+}
+
+/// Prints a document as JSON, or as YAML.
+pub(crate) fn document(value: &impl Serialize, format: Format) -> Result<(), Failure> {
+    print(&rendered(value, format)?)
+}
+
+/// Prints one document of many: a line of JSON, or a document of YAML.
+pub(crate) fn record(value: &impl Serialize, format: Format) -> Result<(), Failure> {
+    match format {
+        Format::Yaml => print(&format!("---\n{}", rendered(value, format)?)),
+        Format::Json | Format::Table => {
+            let text = serde_json::to_string(value).map_err(unwritable)?;
+            print(&format!("{}\n", escape::json(&text)))
+        }
+    }
+}
+
+/// Rows below headings, cut to the terminal's width where there is one. Cells are escaped here.
+pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
+    print(&drawn(headings, rows, width()))
+}
+
+fn drawn(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>, width: Option<u16>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_truncation_indicator("…");
+    table.set_header(headings.iter().copied());
+    for row in rows {
+        let mut row = Row::from(row.iter().map(|cell| escape::line(cell).into_owned()).collect::<Vec<_>>());
+        row.max_height(1);
+        table.add_row(row);
+    }
+    let last = headings.len().saturating_sub(1);
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if i == last { 0 } else { 2 }));
+    }
+    match width {
+        Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
+        None => table.set_content_arrangement(ContentArrangement::Disabled),
+    };
+    format!("{}\n", table.trim_fmt())
+}
+
+fn rendered(value: &impl Serialize, format: Format) -> Result<String, Failure> {
+    let json = serde_json::to_value(value).map_err(unwritable)?;
+    if format == Format::Yaml {
+        let yaml = serde_norway::to_string(&json).map_err(unwritable)?;
+        // YAML lets some characters stand that a terminal acts on; JSON is YAML, and can escape all.
+        if !yaml.chars().any(|c| escape::is_unsafe(c) && c != '\n') {
+            return Ok(yaml);
+        }
+    }
+    let text = serde_json::to_string_pretty(&json).map_err(unwritable)?;
+    Ok(format!("{}\n", escape::json(&text)))
+}
+
+fn unwritable(error: impl std::fmt::Display) -> Failure {
+    Failure::other(format!("the answer cannot be written: {error}"), "")
+}
+
+/// The terminal's width, where the output goes to one.
+fn width() -> Option<u16> {
+    let stdout = io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    rustix::termios::tcgetwinsize(&stdout).ok().map(|size| size.ws_col).filter(|columns| *columns > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows() -> Vec<Vec<String>> {
+        vec![vec!["web".to_owned(), "a\x1b[31mred\nfoo".to_owned()], vec!["db".to_owned(), "x".repeat(60)]]
+    }
+
+    #[test]
+    fn a_row_is_one_line_of_safe_text() {
+        let text = drawn(&["NAME", "WHAT"], rows(), None);
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(!text.contains('\x1b') && text.contains(&"x".repeat(60)), "{text}");
+        assert!(text.lines().all(|l| l == l.trim_end()), "{text:?}");
+    }
+
+    #[test]
+    fn a_table_fits_the_terminal() {
+        let text = drawn(&["NAME", "WHAT"], rows(), Some(30));
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(text.lines().all(|l| l.chars().count() <= 30), "{text}");
+    }
+
+    #[test]
+    fn both_document_forms_parse_and_are_safe() {
+        let value = serde_json::json!({"name": "a\u{202e}b", "list": [1, "y\x1b"]});
+        for format in [Format::Json, Format::Yaml] {
+            let text = rendered(&value, format).unwrap();
+            assert!(!text.chars().any(|c| escape::is_unsafe(c) && c != '\n'), "{text}");
+            assert_eq!(serde_norway::from_str::<serde_json::Value>(&text).unwrap(), value, "{text}");
+        }
+        assert_eq!(rendered(&serde_json::json!({"a": 1}), Format::Yaml).unwrap(), "a: 1\n");
+    }
+}
