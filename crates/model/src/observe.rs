@@ -89,3 +89,81 @@ pub fn react(vm: &Vm, now: Timestamp, jitter: f64) -> Reaction {
         due: Some(now.after(policy.delay(in_row, jitter))),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::ExitCause::{Killed, Panic};
+    use Machine::{Absent, Defined, Paused, Running};
+
+    const GONE: Machine = Machine::Ended { cause: Panic, lingering: false };
+    const ENDED: Machine = Machine::Ended { cause: Panic, lingering: true };
+    const KILLED: Machine = Machine::Ended { cause: Killed, lingering: false };
+
+    fn launch(n: u8) -> LaunchId {
+        LaunchId::from_parts(1, [n; 10])
+    }
+
+    fn at(machine: Machine) -> Observed {
+        Observed { machine, launch: Some(launch(1)), since: Timestamp::from_unix_ms(1) }
+    }
+
+    fn then() -> Timestamp {
+        Timestamp::from_unix_ms(2)
+    }
+
+    #[test]
+    fn a_report_of_the_same_launch_is_taken_but_an_end_stays_an_end() {
+        let table = [
+            // before, reported, after
+            (Running, Paused, Paused),
+            (Paused, Running, Running),
+            (Running, ENDED, ENDED),
+            (Running, KILLED, KILLED),
+            (Defined, Running, Running),
+            (ENDED, KILLED, GONE),
+            (GONE, ENDED, ENDED),
+            (ENDED, Running, ENDED),
+            (GONE, Paused, GONE),
+            (ENDED, Defined, GONE),
+            (GONE, Defined, GONE),
+            (ENDED, Absent, Absent),
+        ];
+        for (before, reported, after) in table {
+            let report = Report { machine: reported, launch: Some(launch(1)) };
+            for take in [observe, found] {
+                let observed = take(at(before), report, then());
+                assert_eq!(observed.machine, after, "{reported:?} after {before:?}");
+                assert_eq!(observed.launch, Some(launch(1)));
+                assert_eq!(observed.since == then(), before != after, "time moves with the machine only");
+            }
+        }
+    }
+
+    #[test]
+    fn that_nothing_runs_needs_no_launch_to_be_taken() {
+        for (before, reported, after) in
+            [(Running, Absent, Absent), (Absent, Defined, Defined), (ENDED, Defined, GONE), (GONE, Absent, Absent)]
+        {
+            for take in [observe, found] {
+                let observed = take(at(before), Report { machine: reported, launch: None }, then());
+                assert_eq!((observed.machine, observed.launch), (after, Some(launch(1))));
+            }
+        }
+    }
+
+    #[test]
+    fn another_launch_is_stale_news_unless_it_was_asked_for() {
+        for before in [Absent, Defined, Running, Paused, ENDED, GONE] {
+            for reported in [Running, Paused, ENDED, KILLED] {
+                let report = Report { machine: reported, launch: Some(launch(2)) };
+                assert_eq!(observe(at(before), report, then()), at(before), "an event of a launch that is over");
+                let observed = found(at(before), report, then());
+                assert_eq!((observed.machine, observed.launch), (reported, Some(launch(2))));
+            }
+        }
+        let never = Observed { launch: None, ..at(Defined) };
+        let report = Report { machine: Running, launch: Some(launch(2)) };
+        assert_eq!(observe(never, report, then()).launch, Some(launch(2)));
+    }
+}

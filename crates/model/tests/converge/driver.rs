@@ -12,7 +12,8 @@ use roost_model::spec::{Boot, Memory, RestartPolicy};
 use roost_model::state::{Desired, Machine, Observed, Power};
 use roost_model::vm::{Failure, Restarts};
 use roost_model::{
-    Bytes, Capabilities, LaunchId, Operation, OperationId, Priority, ProjectId, Status, Timestamp, Vm, VmId, VmSpec,
+    Bytes, Capabilities, Capability, LaunchId, Operation, OperationId, Priority, ProjectId, Status, Timestamp, Vm,
+    VmId, VmSpec,
 };
 
 use crate::host::{Act, Effect, Extent, Host, Outside};
@@ -146,9 +147,7 @@ impl Driver {
     pub(crate) fn turn(&mut self, luck: Luck) -> Next {
         for (launch, machine) in std::mem::take(&mut self.inbox) {
             let Some(vm) = self.vm.as_mut() else { continue };
-            if vm.observed.launch == Some(launch) {
-                vm.observed = observe(vm.observed, Report { machine, launch: Some(launch) }, self.now);
-            }
+            vm.observed = observe(vm.observed, Report { machine, launch: Some(launch) }, self.now);
         }
         let Some(vm) = &self.vm else { return Next::Idle };
         // A delete goes first; for the others the order of requests is kept.
@@ -290,6 +289,10 @@ impl Driver {
             assert!(!(launches && vm.desired.deleted), "a VM was launched whose deletion was accepted");
             let alive = self.host.machine().is_some_and(Machine::is_up);
             assert!(!(launches && alive), "a second machine was launched");
+            if let Step::Shutdown(Stop::Graceful(_)) = step {
+                assert_eq!(vm.observed.machine, Machine::Running, "a guest was asked that hears nobody");
+                assert!(self.capabilities.has(Capability::GracefulShutdown), "a guest was asked in vain");
+            }
         }
         let extent = match luck {
             Luck::Fine => Extent::All,
@@ -349,6 +352,17 @@ impl Driver {
 
     fn succeed(&mut self) -> Next {
         let operation = self.open.front().expect("an operation is under way");
+        let machine = self.vm.as_ref().expect("only a delete leaves no VM").observed.machine;
+        let reached = match operation.goal {
+            Goal::Create { power: Power::Stopped } | Goal::Shutdown { .. } => {
+                !machine.is_up() && machine != Machine::Absent
+            }
+            Goal::Create { .. } | Goal::Boot | Goal::Resume | Goal::Reboot { .. } => machine == Machine::Running,
+            Goal::Pause => machine == Machine::Paused,
+            Goal::Delete { .. } => machine == Machine::Absent,
+            Goal::Update => true,
+        };
+        assert!(reached, "{:?} succeeded with a machine that is {machine}", operation.goal);
         if matches!(operation.goal, Goal::Delete { .. }) {
             assert!(self.host.is_empty(), "a deleted VM has left {:?}", self.host);
             self.vm = None;

@@ -16,6 +16,8 @@ pub(crate) struct Host {
     definition_on_record: bool,
     /// The launch on record, and whether its machine is on record as made.
     launch_on_record: Option<(LaunchId, bool)>,
+    /// How the last launch that ended came to its end.
+    last_end: Option<(LaunchId, ExitCause)>,
 }
 
 /// How much of a step is done before its call ends.
@@ -133,6 +135,7 @@ impl Host {
             _ => return None,
         };
         *machine = after;
+        self.note_end();
         self.machine
     }
 
@@ -164,9 +167,14 @@ impl Host {
         self.machine.map(|(_, machine)| machine)
     }
 
+    /// The cause of the launch's end, if it was the last to end.
+    pub(crate) fn cause_of(&self, launch: LaunchId) -> Option<ExitCause> {
+        self.last_end.filter(|(l, _)| *l == launch).map(|(_, cause)| cause)
+    }
+
     /// Whether nothing is left, neither on the host nor on record.
     pub(crate) fn is_empty(&self) -> bool {
-        let Host { deaf: _, defined, machine, definition_on_record, launch_on_record } = self;
+        let Host { deaf: _, last_end: _, defined, machine, definition_on_record, launch_on_record } = self;
         !defined && machine.is_none() && !definition_on_record && launch_on_record.is_none()
     }
 
@@ -182,12 +190,19 @@ impl Host {
         }
     }
 
+    fn note_end(&mut self) {
+        if let Some((launch, Machine::Ended { cause, .. })) = self.machine {
+            self.last_end = Some((launch, cause));
+        }
+    }
+
     fn end(&mut self, cause: ExitCause, all: bool) -> ExitCause {
         match self.machine.as_mut() {
             Some((_, Machine::Ended { cause, .. })) => *cause,
             Some((_, machine)) => {
                 if all {
                     *machine = Machine::Ended { cause, lingering: true };
+                    self.note_end();
                 }
                 cause
             }

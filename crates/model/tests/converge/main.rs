@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use roost_model::operation::Goal;
 use roost_model::plan::{Leftovers, Step, Stop, Target, plan};
 use roost_model::spec::{RestartMode, RestartPolicy};
-use roost_model::state::{Machine, Observed, Power};
+use roost_model::state::{Desired, Machine, Observed, Power};
 use roost_model::{Capabilities, Capability, ExitCause, LaunchId, Status, Timestamp, VmState};
 
 /// One thing that happens.
@@ -122,6 +122,10 @@ fn check_settled(driver: &Driver) {
         VmState::Created | VmState::Shutdown | VmState::Crashed => machine.is_none(),
     };
     assert!(agrees, "{state} of {machine:?}");
+    if let (Machine::Ended { cause, .. }, Some(launch)) = (vm.observed.machine, vm.observed.launch) {
+        let known = driver.host.cause_of(launch);
+        assert!(known.is_none_or(|known| known == cause), "ended by {cause}, and was {known:?}");
+    }
     // Who ran once is not "created" again.
     assert!(state != VmState::Created || vm.observed.launch.is_none(), "{state} after {:?}", vm.observed.launch);
 }
@@ -183,6 +187,34 @@ proptest! {
         prop_assert_eq!(driver.vm, None);
         let deleted = driver.ended.values().any(|o| matches!(o.goal, Goal::Delete { .. }) && o.status == Status::Succeeded);
         prop_assert!(deleted);
+    }
+
+    #[test]
+    fn what_always_fails_ends_as_failed(
+        (policy, deaf, graceful, start) in drivers(),
+        goals in vec(goals(), 0..6),
+        after in prop_oneof![Just(Extent::Nothing), Just(Extent::Half)],
+    ) {
+        let power = if start { Power::Running } else { Power::Stopped };
+        let mut driver = Driver::new(policy, capabilities(graceful), deaf, power);
+        goals.into_iter().for_each(|goal| driver.request(goal));
+        // What nobody asked for may be tried for ever.
+        for _ in 0..400 {
+            if driver.open.is_empty() {
+                break;
+            }
+            if let Next::Rest(until) = driver.turn(Luck::Fails { after, retryable: true }) {
+                driver.now = driver.now.max(until);
+            }
+        }
+        prop_assert!(driver.open.is_empty(), "{:?}", driver.open);
+        for operation in driver.ended.values() {
+            prop_assert!(operation.attempt <= operation.max_attempts);
+            let tried = operation.attempt == operation.max_attempts;
+            assert!(operation.status != Status::Failed || tried || matches!(operation.goal, Goal::Reboot { .. }));
+        }
+        run_out(&mut driver);
+        check_settled(&driver);
     }
 
     #[test]
@@ -263,6 +295,29 @@ fn after(step: Step, machine: Machine, left: Leftovers) -> (Machine, Leftovers) 
         }
         Step::Remove => (Machine::Absent, Leftovers::default()),
     }
+}
+
+#[test]
+fn targets_follow_from_goals_and_wishes() {
+    let wish = |power, deleted| Desired { power, deleted };
+    let forced = |power| Target::Power(power, Stop::Forced);
+    for power in [Power::Stopped, Power::Running, Power::Paused] {
+        assert_eq!(Target::reconciled(wish(power, false)), forced(power));
+        assert_eq!(Target::reconciled(wish(power, true)), Target::Gone(Stop::Forced));
+        assert_eq!(Target::of(&Goal::Update, wish(power, false)), forced(power));
+        assert_eq!(Target::of(&Goal::Update, wish(power, true)), Target::Gone(Stop::Forced));
+        assert_eq!(Target::of(&Goal::Create { power }, wish(Power::Stopped, false)), forced(power));
+    }
+    let of = |goal: Goal| Target::of(&goal, wish(Power::Stopped, false));
+    let (soft, grace_ms) = (Stop::Graceful(Duration::from_millis(7)), Some(7));
+    assert_eq!(of(Goal::Boot), forced(Power::Running));
+    assert_eq!(of(Goal::Resume), forced(Power::Running));
+    assert_eq!(of(Goal::Reboot { grace_ms }), forced(Power::Running));
+    assert_eq!(of(Goal::Pause), forced(Power::Paused));
+    assert_eq!(of(Goal::Shutdown { grace_ms }), Target::Power(Power::Stopped, soft));
+    assert_eq!(of(Goal::Shutdown { grace_ms: None }), forced(Power::Stopped));
+    assert_eq!(of(Goal::Delete { grace_ms }), Target::Gone(soft));
+    assert_eq!(of(Goal::Delete { grace_ms: None }), Target::Gone(Stop::Forced));
 }
 
 #[test]
