@@ -58,6 +58,7 @@ impl SimClock for TokioClock {
         self.start.elapsed()
     }
 
+    #[expect(clippy::disallowed_methods, reason = "this is the real clock")]
     fn sleep(&self, duration: Duration) -> Sleep {
         Box::pin(tokio::time::sleep(duration))
     }

@@ -400,6 +400,8 @@ impl State {
             self.define(vm, guest);
         }
         if let Some(entry) = self.vms.get_mut(&vm) {
+            // Whoever held its gate has a successor now, even if nobody has noticed its death yet.
+            entry.machine.take_if(|m| m.phase == Phase::Gated && m.session != Some(session));
             match &mut entry.machine {
                 Some(machine) => machine.session = Some(session),
                 none => {

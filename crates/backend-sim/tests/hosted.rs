@@ -1,5 +1,6 @@
 //! The host process: it outlives backends, and backends outlive it.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+#![allow(clippy::disallowed_methods, reason = "tests measure real time and have a runtime")]
 
 mod support;
 
@@ -8,7 +9,7 @@ use std::time::Instant;
 
 use roost_backend::conformance::GuestKind;
 use roost_backend::{Adoptee, Backend, Definition, EventReceiver, Happened, MemoryJournal, events};
-use roost_backend_sim::{Control, HostControl, MAX_FRAME_BYTES, SimBackend, SimConfig};
+use roost_backend_sim::{Control, Fault, Faults, HostControl, MAX_FRAME_BYTES, Method, Point, SimBackend, SimConfig};
 use roost_model::state::Machine;
 use roost_model::{ExitCause, LaunchId};
 use rustix::process::{Pid, Signal, kill_process};
@@ -56,6 +57,45 @@ async fn machines_die_with_their_host_and_that_is_told_once() {
     assert_eq!(sim.info(vm.id).await.unwrap().report.machine, Machine::Running);
     drop(sim);
     assert_eq!(timeout(DEADLINE, told.recv()).await.unwrap(), None, "nothing else was told");
+}
+
+#[tokio::test]
+async fn a_machine_at_its_gate_vanishes_with_the_backend_that_dies() {
+    let host = HostProcess::start(&[]);
+    let mut control = HostControl::connect(&host.socket()).await.unwrap();
+    let faults = Faults::default();
+    let (journal, vm) = (MemoryJournal::default(), definition(GuestKind::Plain));
+    let (tx, _told) = events();
+    let config = SimConfig { faults: faults.clone(), ..SimConfig::default() };
+    let sim = SimBackend::hosted(host.socket(), config, tx);
+    sim.create(&vm, &journal).await.unwrap();
+    let hang = faults.inject(Point::new(Method::Boot).step(2), Fault::Hang);
+    let boot = sim.boot(&vm, launch(1), &journal);
+    tokio::select! {
+        booted = boot => panic!("it hangs, and came to {booted:?}"),
+        () = hang.struck() => {}
+    }
+    // Dropped while it hung: the gate has closed, in order with what comes after it.
+    assert_eq!(sim.info(vm.id).await.unwrap().report.machine, Machine::Defined);
+    assert_eq!(control.leftovers(vm.id).await.unwrap().len(), 1);
+
+    let (died, mut dead) = tokio::sync::mpsc::unbounded_channel();
+    faults.on_death(move |death| died.send(death).unwrap());
+    faults.inject(Point::new(Method::Boot).step(3), Fault::Die);
+    let boot = sim.boot(&vm, launch(2), &journal);
+    tokio::select! {
+        booted = boot => panic!("the dead answer {booted:?}"),
+        death = dead.recv() => assert_eq!(death.unwrap().step, 3),
+    }
+    drop(sim);
+
+    let (tx, _told) = events();
+    let sim = SimBackend::hosted(host.socket(), SimConfig::default(), tx);
+    let adoptee = Adoptee { definition: vm.clone(), launch: Some(launch(2)), resources: journal.resources() };
+    let machine = sim.adopt(vec![adoptee]).await.remove(0).unwrap().machine;
+    assert_eq!(machine, Machine::Ended { cause: ExitCause::Killed, lingering: false });
+    sim.delete(vm.id, &journal.resources(), &journal).await.unwrap();
+    assert_eq!(control.leftovers(vm.id).await.unwrap(), Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The in-process backend under an executor of its own, by a clock that the test moves.
 #![allow(clippy::unwrap_used, reason = "a failed step of a test is a failed test")]
+#![allow(clippy::disallowed_methods, reason = "tests measure real time and have a runtime")]
 
 mod support;
 
@@ -11,7 +12,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use roost_backend::{Adoptee, Backend, Definition, Happened, MemoryJournal, events};
-use roost_backend_sim::{Fault, Faults, ManualClock, Method, Point, SimBackend, SimClock, SimConfig};
+use roost_backend_sim::{
+    Control, ControlError, Fault, Faults, ManualClock, Method, Point, SimBackend, SimClock, SimConfig,
+};
 use roost_model::plan::Stop;
 use roost_model::spec::{Boot, Memory};
 use roost_model::state::Machine;
@@ -182,6 +185,68 @@ fn clearing_by_records_that_miss_the_machine_is_the_callers_bug() {
     let stale = world.journal.resources();
     world.run(sim.boot(&vm, launch(1), &world.journal)).unwrap();
     let _ = world.run(sim.clear(vm.id, &stale, &world.journal));
+}
+
+#[test]
+fn resets_are_told_once_a_second_and_stalls_both_ways() {
+    let world = World::new();
+    let (tx, mut told) = events();
+    let sim = SimBackend::in_process(world.config(), tx);
+    let vm = vm(1, "");
+    world.run(sim.create(&vm, &world.journal)).unwrap();
+    world.run(sim.boot(&vm, launch(1), &world.journal)).unwrap();
+    let host = sim.host().unwrap();
+    for _ in 0..3 {
+        (0..5).for_each(|_| host.guest_reset(vm.id).unwrap());
+        assert_eq!(told.try_recv().unwrap().happened, Happened::Reset);
+        assert!(told.try_recv().is_err(), "five resets within a second are told once");
+        world.clock.advance(Duration::from_secs(1));
+    }
+    host.control(vm.id, Control::Stall).unwrap();
+    assert_eq!(told.try_recv().unwrap().happened, Happened::Paused);
+    assert_eq!(world.run(sim.info(vm.id)).unwrap().report.machine, Machine::Paused);
+    assert_eq!(host.guest_panic(vm.id), Err(ControlError::Stopped(vm.id)));
+    host.control(vm.id, Control::Recover).unwrap();
+    assert_eq!(told.try_recv().unwrap().happened, Happened::Resumed);
+    let info = world.run(sim.info(vm.id)).unwrap();
+    assert_eq!((info.report.machine, info.details["resets"].as_str()), (Machine::Running, "15"));
+    assert_eq!(info.metrics.unwrap().uptime_ms, 3000);
+}
+
+#[test]
+fn a_guest_takes_its_time_to_shut_down_and_may_take_too_long() {
+    for (takes_ms, cause, after_ms) in [(2_000, ExitCause::PowerOff, 2_000), (9_000, ExitCause::Forced, 5_000)] {
+        let world = World::new();
+        let (tx, _told) = events();
+        let sim = SimBackend::in_process(world.config(), tx);
+        let vm = vm(1, &format!("sim.shutdown_ms={takes_ms}"));
+        world.run(sim.create(&vm, &world.journal)).unwrap();
+        world.run(sim.boot(&vm, launch(1), &world.journal)).unwrap();
+        let ended = world.run(sim.shutdown(vm.id, Stop::Graceful(Duration::from_secs(5))));
+        assert_eq!(ended, Ok(cause));
+        assert_eq!(world.clock.elapsed(), Duration::from_millis(after_ms));
+    }
+}
+
+#[test]
+fn what_it_cannot_do_it_refuses() {
+    let world = World::new();
+    let mut config = world.config();
+    config.capabilities.have.clear();
+    let (tx, _told) = events();
+    let sim = SimBackend::in_process(config, tx);
+    let vm = vm(1, "");
+    let refusals = [
+        world.run(sim.create(&vm, &world.journal)).err(),
+        world.run(sim.pause(vm.id)).err(),
+        world.run(sim.reboot(vm.id, Stop::Forced)).err(),
+        world.run(sim.shutdown(vm.id, Stop::Graceful(Duration::ZERO))).err(),
+        world.run(sim.console(vm.id)).err(),
+    ];
+    for refusal in refusals {
+        assert_eq!(refusal.unwrap().reason, "UNSUPPORTED_CAPABILITY");
+    }
+    assert_eq!(world.journal.resources(), [], "and records nothing");
 }
 
 #[test]

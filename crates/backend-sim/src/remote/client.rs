@@ -105,6 +105,7 @@ struct Asked {
 
 impl RemoteLink {
     /// Begins to connect.
+    #[expect(clippy::disallowed_methods, reason = "a connection needs a task; it ends with the link")]
     pub(crate) fn new(options: RemoteOptions, events: EventSender) -> Self {
         let shared = Arc::new(Shared {
             options,

@@ -149,6 +149,7 @@ async fn session(mut stream: UnixStream, host: Arc<SimHost>, id: &str) -> Result
 }
 
 /// Resolves when there was neither a machine nor a client for so long.
+#[expect(clippy::disallowed_methods, reason = "a process of its own, in real time")]
 async fn idle(host: &SimHost, mut connections: watch::Receiver<u64>, limit: Option<Duration>) {
     let Some(limit) = limit else { return std::future::pending().await };
     loop {
