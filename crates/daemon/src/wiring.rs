@@ -31,7 +31,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     logging::install(config.log_format, &config.log_level)?;
     make_state_dir(&config.state_dir)?;
     // Held until the end: one process owns a state directory.
-    let _lock = DirLock::acquire(&config.state_dir)?;
+    let _lock = DirLock::acquire(&config.state_dir).with_context(|| {
+        let dir = config.state_dir.display();
+        format!(
+            "the state directory {dir} belongs to one daemon at a time: stop the other, or give another --state-dir"
+        )
+    })?;
     ensure_private_dir(&config.runtime_dir).context("the runtime directory cannot be used")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve_until_told(config))

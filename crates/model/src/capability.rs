@@ -64,6 +64,10 @@ capabilities! {
     CpuModel = "cpu-model",
     /// CPU features switched one by one.
     CpuFeatures = "cpu-features",
+    /// Room for virtual CPUs to be added while the machine runs.
+    CpuHotplug = "cpu-hotplug",
+    /// Room for memory to be added while the machine runs.
+    MemoryHotplug = "memory-hotplug",
     /// Guest memory that another process can map.
     SharedMemory = "memory-shared",
     /// Guest memory on huge pages.

@@ -133,6 +133,8 @@ impl Probe {
             C::Adopt,
             C::DirectKernelBoot,
             C::DiskBoot,
+            C::CpuHotplug,
+            C::MemoryHotplug,
             C::CpuTopology,
             C::CpuModel,
             C::CpuFeatures,

@@ -90,6 +90,9 @@ impl Cpu {
 
     pub(crate) fn needs(&self) -> Vec<Capability> {
         let mut needs = Vec::new();
+        if self.max_vcpu_count > self.vcpu_count {
+            needs.push(Capability::CpuHotplug);
+        }
         if self.topology.is_some() {
             needs.push(Capability::CpuTopology);
         }

@@ -72,12 +72,17 @@ impl Memory {
         Ok(())
     }
 
-    pub(crate) fn needs(&self) -> Option<Capability> {
-        match self.backing {
-            Backing::Anonymous if self.merge => Some(Capability::MemoryMerge),
-            Backing::Anonymous => None,
-            Backing::Shared => Some(Capability::SharedMemory),
-            Backing::Hugepages { .. } => Some(Capability::Hugepages),
+    pub(crate) fn needs(&self) -> Vec<Capability> {
+        let mut needs = Vec::new();
+        if self.max_size > self.size {
+            needs.push(Capability::MemoryHotplug);
         }
+        match self.backing {
+            Backing::Anonymous if self.merge => needs.push(Capability::MemoryMerge),
+            Backing::Anonymous => {}
+            Backing::Shared => needs.push(Capability::SharedMemory),
+            Backing::Hugepages { .. } => needs.push(Capability::Hugepages),
+        }
+        needs
     }
 }

@@ -1,0 +1,214 @@
+//! One `roostd` on a temporary directory.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use roost_client::{Client, v1};
+use roost_host::process::{Process, ProcessIdent};
+use tempfile::TempDir;
+
+/// Something of a daemon's that is still there.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leftover {
+    /// A process that names the daemon's directory.
+    Process(u32, String),
+    /// A file or socket beneath its runtime directory or among its volumes.
+    File(PathBuf),
+}
+
+/// A `roostd` on a temporary directory. Dropping it ends the daemon and every process of its VMs.
+#[derive(Debug)]
+pub struct TestDaemon {
+    dir: TempDir,
+    settings: Vec<String>,
+    child: Option<Child>,
+}
+
+impl TestDaemon {
+    /// A daemon with these `KEY=VALUE` settings, serving.
+    pub fn start(settings: &[&str]) -> Self {
+        // Short: the paths of sockets below it are.
+        let dir = tempfile::Builder::new().prefix("rt").tempdir().expect("a temporary directory can be made");
+        let settings = settings.iter().map(|s| (*s).to_owned()).collect();
+        let mut daemon = Self { dir, settings, child: None };
+        daemon.restart();
+        daemon
+    }
+
+    /// Starts it again after `kill` or `stop`.
+    pub fn restart(&mut self) {
+        if let Err(said) = self.try_start() {
+            panic!("roostd did not start: {said}");
+        }
+    }
+
+    /// Starts it; or what it said instead of serving.
+    pub fn try_start(&mut self) -> Result<(), String> {
+        assert!(self.child.is_none(), "it runs already");
+        let mut command = Command::new(program("roostd"));
+        command.arg("--state-dir").arg(self.state_dir()).env("ROOST_READY_FD", "1");
+        for setting in &self.settings {
+            command.arg("--set").arg(setting);
+        }
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.log_path()).expect("the log can be written");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("roostd can be started: build it with `cargo build --workspace --bins`");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("it was piped");
+        let read = BufReader::new(stdout).read_line(&mut line);
+        self.child = Some(child);
+        if read.is_ok() && line == "ready\n" {
+            return Ok(());
+        }
+        let mut child = self.child.take().expect("it was just put there");
+        child.wait().expect("it can be waited for");
+        Err(self.log())
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().expect("our own child can be killed");
+        child.wait().expect("our own child can be waited for");
+    }
+
+    /// Ends it in order; whether it ended with success.
+    pub fn stop(&mut self) -> bool {
+        let mut child = self.child.take().expect("it runs");
+        let process = Process::of_child(&child).expect("our own child can be looked at");
+        if let Some(process) = process {
+            process.signal(roost_host::process::Signal::TERM).expect("our own child can be told");
+        }
+        child.wait().expect("our own child can be waited for").success()
+    }
+
+    /// A client with a connection of its own.
+    pub fn client(&self) -> Client {
+        Client::connect_unix(self.state_dir().join("run/api.sock"))
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("s")
+    }
+
+    /// Everything that it has logged.
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        if let Ok(mut file) = std::fs::File::open(self.log_path()) {
+            let _partial = file.read_to_string(&mut text);
+        }
+        text
+    }
+
+    /// The one VM, as its record is now.
+    pub async fn vm(&self, client: &Client, vm: &str) -> v1::Vm {
+        client.get_vm_info(vm).await.expect("the VM exists").vm.into_option().expect("an answer has a record")
+    }
+
+    /// Waits until the VM's record is so.
+    pub async fn until(&self, client: &Client, vm: &str, so: impl Fn(&v1::Vm) -> bool) -> v1::Vm {
+        let request = v1::WatchVmsRequest { snapshot: true, vm_ids: vec![vm.to_owned()], ..Default::default() };
+        let mut watch = client.watch_vms(request).await.expect("events can be watched");
+        let wait = async {
+            while let Some(event) = watch.next().await.expect("the stream goes on") {
+                if let Some(record) = event.vm.into_option()
+                    && so(&record)
+                {
+                    return record;
+                }
+            }
+            panic!("the daemon ended while {vm} was waited for");
+        };
+        match tokio::time::timeout(Duration::from_secs(120), wait).await {
+            Ok(record) => record,
+            Err(_) => panic!("{vm} is still {:?}; the daemon said:\n{}", self.vm(client, vm).await, self.log()),
+        }
+    }
+
+    /// Processes that name this daemon's directory: the hypervisors and keepers of its VMs.
+    pub fn guest_processes(&self) -> Vec<(u32, String)> {
+        let own = self.child.as_ref().map(Child::id);
+        let marker = self.dir.path().to_str().expect("temporary paths are Unicode").to_owned();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").expect("/proc is there").flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+            if Some(pid) != own && pid != std::process::id() && names(pid, &marker) {
+                let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                found.push((pid, comm.trim().to_owned()));
+            }
+        }
+        found
+    }
+
+    /// Whatever VMs have left on the host.
+    pub fn leftovers(&self) -> Vec<Leftover> {
+        let processes = self.guest_processes().into_iter().filter(|(_, comm)| comm != "roost-simhost");
+        let mut found: Vec<_> = processes.map(|(pid, comm)| Leftover::Process(pid, comm)).collect();
+        for dir in ["run/vms", "volumes"] {
+            files_below(&self.state_dir().join(dir), &mut found);
+        }
+        found.sort();
+        found
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+}
+
+impl Drop for TestDaemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _dead = child.kill();
+            let _reaped = child.wait();
+        }
+        for (pid, _) in self.guest_processes() {
+            end(pid);
+        }
+    }
+}
+
+/// A program that was built beside the test.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its own path");
+    let dir = test.parent().and_then(Path::parent).expect("tests are in target/<profile>/deps");
+    dir.join(name)
+}
+
+/// Whether a process names the directory in its arguments, its environment, or an open descriptor.
+fn names(pid: u32, marker: &str) -> bool {
+    let contains = |bytes: &[u8]| bytes.windows(marker.len()).any(|w| w == marker.as_bytes());
+    if std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|bytes| contains(&bytes)) {
+        return true;
+    }
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    descriptors
+        .flatten()
+        .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.to_str().is_some_and(|to| contains(to.as_bytes()))))
+}
+
+/// Ends a process by its identity: the number may have been given away meanwhile.
+fn end(pid: u32) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let start = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)).and_then(|t| t.parse().ok());
+    let (Some(start_time_ticks), Ok(boot_id)) = (start, roost_host::process::boot_id()) else { return };
+    let ident = ProcessIdent { pid, start_time_ticks, boot_id: boot_id.to_owned() };
+    if let Ok(Some(process)) = Process::open(&ident) {
+        let _gone = process.kill();
+    }
+}
+
+fn files_below(dir: &Path, found: &mut Vec<Leftover>) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        found.push(Leftover::File(entry.path()));
+    }
+}
