@@ -49,3 +49,28 @@ impl Spawner for TokioSpawner {
         tokio::spawn(future);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use roost_model::VmId;
+
+    use super::*;
+
+    #[test]
+    fn ids_made_at_once_by_many_are_all_different() {
+        let make = || {
+            let seams = real();
+            let ids = (0..12_500).map(move |_| {
+                let mut random = [0; 10];
+                seams.rng.fill(&mut random);
+                VmId::from_parts(seams.clock.now().unix_ms().unsigned_abs(), random)
+            });
+            ids.collect::<Vec<_>>()
+        };
+        let threads: Vec<_> = (0..8).map(|_| std::thread::spawn(make)).collect();
+        let all: BTreeSet<VmId> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+        assert_eq!(all.len(), 100_000);
+    }
+}

@@ -37,6 +37,17 @@ impl TestDaemon {
         daemon
     }
 
+    /// What a daemon with these settings says instead of serving.
+    pub fn refused(settings: &[&str]) -> String {
+        let dir = tempfile::Builder::new().prefix("rt").tempdir().expect("a temporary directory can be made");
+        let settings = settings.iter().map(|s| (*s).to_owned()).collect();
+        let mut daemon = Self { dir, settings, child: None };
+        match daemon.try_start() {
+            Ok(()) => panic!("it serves"),
+            Err(said) => said,
+        }
+    }
+
     /// Starts it again after `kill` or `stop`.
     pub fn restart(&mut self) {
         if let Err(said) = self.try_start() {
