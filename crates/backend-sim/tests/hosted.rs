@@ -130,7 +130,7 @@ async fn a_host_is_started_where_there_is_none_and_outlives_its_starter() {
 }
 
 #[tokio::test]
-async fn ten_thousand_machines_are_adopted_in_half_a_second() {
+async fn ten_thousand_machines_are_adopted_at_once() {
     const MACHINES: usize = 10_000;
     let host = HostProcess::start(&[]);
     let (tx, _told) = events();

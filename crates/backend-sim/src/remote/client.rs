@@ -35,6 +35,8 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long after a failure the next connection is tried; it doubles up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
+/// Requests that wait are sent together up to this size.
+const FLUSH_BYTES: usize = 64 << 10;
 /// A host process that was started from here ends when it has had neither a machine nor a client for so long.
 const IDLE_SECONDS: u64 = 60;
 
@@ -248,8 +250,10 @@ async fn send_out(mut outgoing: mpsc::UnboundedReceiver<ToHost>, mut write: Owne
     let mut out = Vec::new();
     while let Some(frame) = outgoing.recv().await {
         push(&mut out, &frame);
-        // Whatever waits goes out together.
-        while let Ok(frame) = outgoing.try_recv() {
+        // Whatever waits goes out together, but not so much that the host has nothing to do meanwhile.
+        while out.len() < FLUSH_BYTES
+            && let Ok(frame) = outgoing.try_recv()
+        {
             push(&mut out, &frame);
         }
         flush(&mut write, &mut out).await?;
