@@ -42,6 +42,12 @@ const FIRST: &[&str] = &[
         record TEXT NOT NULL,
         UNIQUE (project_id, name)
     )",
+    "CREATE INDEX vms_unsettled ON vms (id) WHERE
+        deleted OR machine = 'lingering' OR (NOT failed AND (
+            (desired_power = 'running' AND machine <> 'running')
+            OR (desired_power = 'paused' AND machine <> 'paused')
+            OR (desired_power = 'stopped' AND machine IN ('running', 'paused', 'absent'))))",
+    "CREATE INDEX vms_by_term ON vms (expires_at) WHERE expires_at IS NOT NULL",
     "CREATE TABLE vm_metadata (
         vm_id TEXT NOT NULL REFERENCES vms (id) ON DELETE CASCADE,
         project_id TEXT NOT NULL,

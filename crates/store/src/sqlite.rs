@@ -17,6 +17,9 @@ use crate::migration::{Migrator, SCHEMA_VERSION};
 /// Readers at once.
 const READERS: u32 = 4;
 
+/// The smallest page of SQLite (https://sqlite.org/fileformat2.html, 1.3.2), in bytes.
+const SMALLEST: u64 = 512;
+
 /// The one writer and the readers of an opened database.
 #[derive(Debug, Clone)]
 pub(crate) struct Opened {
@@ -42,7 +45,15 @@ pub(crate) async fn close(opened: Opened) {
 }
 
 async fn open_with<M: MigratorTrait>(path: &Path) -> Result<Opened, StoreError> {
-    let existed = path.metadata().is_ok_and(|m| m.len() > 0);
+    if path.to_str().is_none() {
+        return Err(StoreError::Unavailable(format!("{} is no Unicode, as SQLite wants its paths", path.display())));
+    }
+    let size = path.metadata().map_or(0, |m| m.len());
+    if (1..SMALLEST).contains(&size) {
+        // SQLite would take it for an empty one and write over it.
+        return Err(StoreError::Corrupt { path: path.to_owned(), detail: format!("{size} bytes are no database") });
+    }
+    let existed = size > 0;
     private(path)?;
     let writer = connect(path, 1, false).await?;
     if existed {
@@ -64,9 +75,6 @@ fn private(path: &Path) -> Result<(), StoreError> {
 }
 
 async fn connect(path: &Path, connections: u32, readers: bool) -> Result<DatabaseConnection, StoreError> {
-    if path.to_str().is_none() {
-        return Err(StoreError::Unavailable(format!("{} is no Unicode, as SQLite wants its paths", path.display())));
-    }
     let path = path.to_owned();
     // The path goes in as a path, not as a part of the URL.
     let mut options = ConnectOptions::new("sqlite://state.db?mode=rwc");
@@ -74,6 +82,8 @@ async fn connect(path: &Path, connections: u32, readers: bool) -> Result<Databas
         .max_connections(connections)
         .min_connections(1)
         .acquire_timeout(Duration::from_secs(30))
+        // The file does not hang up; a connection is checked when it comes back.
+        .test_before_acquire(false)
         .sqlx_logging(false)
         .map_sqlx_sqlite_opts(move |options| {
             // Said one by one: what a library's default is today is no promise.
@@ -166,5 +176,87 @@ fn of_file(path: &Path, error: &io::Error) -> StoreError {
             StoreError::ReadOnly(text)
         }
         _ => StoreError::Unavailable(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use sea_orm_migration::prelude::*;
+
+    use super::*;
+
+    /// What a later program brings.
+    struct Later;
+
+    struct Second;
+
+    impl MigrationName for Second {
+        fn name(&self) -> &str {
+            "m0002_colour"
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl MigrationTrait for Second {
+        async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+            manager.get_connection().execute_unprepared("ALTER TABLE vms ADD COLUMN colour TEXT").await?;
+            Ok(())
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl MigratorTrait for Later {
+        fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+            let mut all = Migrator::migrations();
+            all.push(Box::new(Second));
+            all
+        }
+    }
+
+    async fn epoch(opened: &Opened) -> i64 {
+        let query = Statement::from_string(sea_orm::DbBackend::Sqlite, "SELECT epoch FROM nodes");
+        opened.readers.query_one_raw(query).await.unwrap().unwrap().try_get_by_index(0).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_older_schema_is_backed_up_once_and_migrated() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("it's state.db");
+        let opened = open(&path).await.unwrap();
+        opened.writer.execute_unprepared("INSERT INTO nodes VALUES ('n', 'p', 7, 0)").await.unwrap();
+        close(opened).await;
+        let backup = dir.path().join("it's state.db.before-m0002_colour");
+        let unfinished = dir.path().join("it's state.db.before-m0002_colour.unfinished");
+        // What a copy left that broke off is no backup.
+        fs::write(&unfinished, "half of it").unwrap();
+
+        let opened = open_with::<Later>(&path).await.unwrap();
+        assert_eq!(epoch(&opened).await, 7);
+        opened.writer.execute_unprepared("UPDATE nodes SET epoch = 8").await.unwrap();
+        opened.writer.execute_unprepared("SELECT colour FROM vms").await.unwrap();
+        close(opened).await;
+        assert!(!unfinished.exists());
+        assert_eq!(backup.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let refused = open(&path).await.expect_err("it is newer now");
+        assert_eq!(refused, StoreError::NewerSchema { found: "m0002_colour".to_owned(), known: SCHEMA_VERSION });
+
+        // Opened again, nothing is left to do; the backup stays what it was, and this program reads it.
+        close(open_with::<Later>(&path).await.unwrap()).await;
+        let restored = open(&backup).await.unwrap();
+        assert_eq!(epoch(&restored).await, 7);
+        close(restored).await;
+    }
+
+    #[tokio::test]
+    async fn a_backup_without_room_stops_the_migration() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        close(open(&path).await.unwrap()).await;
+        // A directory where the copy is to be.
+        fs::create_dir(dir.path().join("state.db.before-m0002_colour.unfinished")).unwrap();
+        open_with::<Later>(&path).await.expect_err("no backup, no migration");
+        close(open(&path).await.expect("it is as it was")).await;
     }
 }

@@ -40,10 +40,17 @@ impl Store {
         let (queue, receiver) = mpsc::unbounded_channel();
         let (running, ended) = watch::channel(false);
         let (ours, ticks) = (opened.clone(), Arc::clone(&committed));
-        tokio::spawn(async move {
-            writer::run(ours, receiver, ticks).await;
+        // A thread of its own is woken by the database's thread directly, several times for each write;
+        // the runtime's workers take a detour.
+        let runtime = tokio::runtime::Handle::current();
+        let writer = move || {
+            runtime.block_on(writer::run(ours, receiver, ticks));
             running.send_replace(true);
-        });
+        };
+        std::thread::Builder::new()
+            .name("store-writer".to_owned())
+            .spawn(writer)
+            .map_err(|e| StoreError::Unavailable(e.to_string()))?;
         Ok(Store { inner: Arc::new(Inner { opened, committed, mode: Mode::Grouped { queue, ended } }) })
     }
 

@@ -4,17 +4,20 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use sea_orm::{DatabaseTransaction, DbErr, TransactionTrait};
+use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 
 use crate::error::{StoreError, leaves_the_transaction};
+use crate::sql::execute;
 use crate::table::{events, idempotency, nodes, operations, outbox, resources, vms};
 
 /// A transaction. Its accessors give one view per table.
 #[derive(Debug)]
 pub struct Tx {
     db: DatabaseTransaction,
-    /// Whether rows for the relay were written.
+    /// Whether rows for the relay were written since the savepoint.
     pushed: AtomicBool,
+    /// Whether some were before it.
+    kept_pushed: AtomicBool,
     /// Why the database may have rolled it back by itself. A statement after that would be on its own
     /// and durable at once, so none is run.
     lost: OnceLock<StoreError>,
@@ -22,22 +25,40 @@ pub struct Tx {
 }
 
 impl Tx {
-    /// Begins a transaction on `db`, or a savepoint in one.
-    pub(crate) async fn begin(
-        db: &impl TransactionTrait<Transaction = DatabaseTransaction>,
-        path: &Arc<Path>,
-    ) -> Result<Self, StoreError> {
+    pub(crate) async fn begin(db: &DatabaseConnection, path: &Arc<Path>) -> Result<Self, StoreError> {
         let db = db.begin().await.map_err(|e| StoreError::from(e).in_file(path))?;
-        Ok(Self { db, pushed: AtomicBool::new(false), lost: OnceLock::new(), path: Arc::clone(path) })
+        let (pushed, kept_pushed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { db, pushed, kept_pushed, lost: OnceLock::new(), path: Arc::clone(path) })
     }
 
     pub(crate) fn db(&self) -> &DatabaseTransaction {
         &self.db
     }
 
-    pub(crate) async fn commit(self) -> Result<(), StoreError> {
+    /// Sets the savepoint that `undo` goes back to.
+    pub(crate) async fn save(&self) -> Result<(), StoreError> {
+        execute(self, "SAVEPOINT closure", vec![]).await.map(|_| ())
+    }
+
+    /// Keeps what was written since the savepoint, and sets the next: one trip to the database.
+    pub(crate) async fn keep(&self) -> Result<(), StoreError> {
+        execute(self, "RELEASE closure; SAVEPOINT closure", vec![]).await?;
+        self.kept_pushed.fetch_or(self.pushed.swap(false, Ordering::Relaxed), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes back what was written since the savepoint, which stays.
+    pub(crate) async fn undo(&self) -> Result<(), StoreError> {
+        execute(self, "ROLLBACK TO closure", vec![]).await?;
+        self.pushed.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Commits; whether rows for the relay are among what is committed.
+    pub(crate) async fn commit(self) -> Result<bool, StoreError> {
         self.check()?;
-        self.db.commit().await.map_err(|e| StoreError::from(e).in_file(&self.path))
+        self.db.commit().await.map_err(|e| StoreError::from(e).in_file(&self.path))?;
+        Ok(self.pushed.into_inner() || self.kept_pushed.into_inner())
     }
 
     pub(crate) async fn rollback(self) -> Result<(), StoreError> {
@@ -62,10 +83,6 @@ impl Tx {
 
     pub(crate) fn mark_pushed(&self) {
         self.pushed.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn has_pushed(&self) -> bool {
-        self.pushed.load(Ordering::Relaxed)
     }
 
     /// VMs.

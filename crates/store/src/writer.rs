@@ -85,22 +85,19 @@ pub(crate) async fn batch(opened: &Opened, mut jobs: Vec<Box<dyn Job>>, committe
 
 /// Whether anything was written for the relay.
 async fn transact(opened: &Opened, jobs: &mut [Box<dyn Job>]) -> Result<bool, StoreError> {
-    let outer = Tx::begin(&opened.writer, &opened.path).await?;
-    let mut pushed = false;
-    for job in jobs.iter_mut() {
-        let tx = Tx::begin(outer.db(), &opened.path).await?;
-        if attempt(job, &tx).await {
-            pushed |= tx.has_pushed();
-            tx.commit().await?;
-        } else {
-            tx.rollback().await?;
-        }
+    let tx = Tx::begin(&opened.writer, &opened.path).await?;
+    // Alone, a job needs no savepoint: the transaction is its own.
+    if let [job] = jobs {
+        return if attempt(job, &tx).await { tx.commit().await } else { tx.rollback().await.map(|()| false) };
     }
-    outer.commit().await?;
-    Ok(pushed)
+    tx.save().await?;
+    for job in jobs {
+        if attempt(job, &tx).await { tx.keep().await? } else { tx.undo().await? }
+    }
+    tx.commit().await
 }
 
-/// Whether what the job wrote is kept.
+/// Whether what the job wrote is to be kept.
 async fn attempt(job: &mut Box<dyn Job>, tx: &Tx) -> bool {
     // A panic is our bug; it must not take everybody else's writes with it.
     AssertUnwindSafe(job.run(tx)).catch_unwind().await.unwrap_or_else(|_| {
