@@ -8,7 +8,7 @@ use crate::error::EXIT_CODES;
 
 /// Virtual machines from the command line.
 #[derive(Debug, Parser)]
-#[command(name = "roost", version, after_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
+#[command(name = "roost", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,

@@ -1,8 +1,9 @@
 //! What every command works with.
 
+use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
 use roost_client::Client;
@@ -40,7 +41,8 @@ pub(crate) struct Context {
     pub(crate) paths: Paths,
     /// Whether the user said where the socket is.
     pub(crate) socket_given: bool,
-    going_on: Mutex<Vec<String>>,
+    going_on: RefCell<Vec<String>>,
+    asking: Cell<bool>,
 }
 
 impl Context {
@@ -55,7 +57,8 @@ impl Context {
             quiet: global.quiet,
             paths,
             socket_given,
-            going_on: Mutex::new(Vec::new()),
+            going_on: RefCell::default(),
+            asking: Cell::new(false),
         }
     }
 
@@ -84,18 +87,32 @@ impl Context {
         output::document(value, self.format)
     }
 
+    /// Asks the daemon for a change. While this is under way an interruption cannot say yet how to
+    /// come back.
+    pub(crate) async fn ask<T>(&self, call: impl Future<Output = T>) -> T {
+        self.asking.set(true);
+        let answer = call.await;
+        self.asking.set(false);
+        answer
+    }
+
+    /// Whether a change was asked for and not answered yet.
+    pub(crate) fn is_asking(&self) -> bool {
+        self.asking.get()
+    }
+
     /// Operations that go on when we are interrupted now.
     pub(crate) fn going_on(&self) -> Vec<String> {
-        self.going_on.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.going_on.borrow().clone()
     }
 
     /// From here on this operation goes on without us.
     pub(crate) fn waits_for(&self, operation: &str) {
-        self.going_on.lock().unwrap_or_else(PoisonError::into_inner).push(operation.to_owned());
+        self.going_on.borrow_mut().push(operation.to_owned());
     }
 
     /// It has ended.
     pub(crate) fn has_ended(&self, operation: &str) {
-        self.going_on.lock().unwrap_or_else(PoisonError::into_inner).retain(|o| o != operation);
+        self.going_on.borrow_mut().retain(|o| o != operation);
     }
 }

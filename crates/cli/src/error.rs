@@ -55,7 +55,7 @@ pub(crate) enum Failure {
     Timeout { message: String, hint: String },
     /// Ctrl-C; what was asked of the daemon goes on.
     #[error("interrupted")]
-    Interrupted { going_on: Vec<String> },
+    Interrupted { going_on: Vec<String>, unanswered: bool },
     /// Another signal that ends us.
     #[error("ended by signal {0}")]
     Signal(u8),
@@ -129,7 +129,9 @@ impl Failure {
     fn facts(&self) -> Vec<(&'static str, String)> {
         match self {
             Failure::Client(error) => error.detail().map_or_else(Vec::new, |d| {
-                vec![("field", d.field.clone()), ("value", d.value.clone()), ("permitted", d.permitted.join(", "))]
+                // Elsewhere the field says only which argument named what is missing or in the way.
+                let field = if error.code() == ErrorCode::InvalidArgument { d.field.clone() } else { String::new() };
+                vec![("field", field), ("value", d.value.clone()), ("permitted", d.permitted.join(", "))]
             }),
             Failure::Operation(operation) => operation.error.as_option().map_or_else(Vec::new, |e| {
                 let permitted = e.permitted.join(", ");
@@ -159,7 +161,10 @@ impl Failure {
                 Some(hint) if !hint.is_empty() => hint.to_owned(),
                 _ => "roost doctor tells what is wrong with the host; the daemon's log says more".to_owned(),
             },
-            Failure::Interrupted { going_on } if !going_on.is_empty() => {
+            Failure::Interrupted { going_on, unanswered: true } if going_on.is_empty() => {
+                "the daemon had not answered: roost operation list shows whether it goes on".to_owned()
+            }
+            Failure::Interrupted { going_on, .. } if !going_on.is_empty() => {
                 let ids = going_on.join(" ");
                 format!(
                     "what was asked goes on; come back with roost operation wait {ids}, or end it with roost operation \
@@ -273,7 +278,7 @@ mod tests {
         let code = ErrorCode::FailedPrecondition;
         let failed = ClientError::Call { code, message: String::new(), detail: None, operation };
         assert_eq!(Failure::Client(failed).exit(), 6);
-        assert_eq!(Failure::Interrupted { going_on: vec![] }.exit(), 130);
+        assert_eq!(Failure::Interrupted { going_on: vec![], unanswered: false }.exit(), 130);
         assert_eq!(Failure::Signal(15).exit(), 143);
     }
 
@@ -284,7 +289,8 @@ mod tests {
 
     #[test]
     fn an_interruption_says_how_to_come_back() {
-        let text = Failure::Interrupted { going_on: vec!["op_1".to_owned()] }.text();
+        let going_on = vec!["op_1".to_owned()];
+        let text = Failure::Interrupted { going_on, unanswered: false }.text();
         assert!(text.contains("roost operation wait op_1"), "{text}");
     }
 }

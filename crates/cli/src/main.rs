@@ -23,6 +23,8 @@ mod terminal;
 mod values;
 
 use std::process::ExitCode;
+use std::task::Poll;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use clap_complete::CompleteEnv;
@@ -31,6 +33,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::Cli;
 use crate::context::Context;
 use crate::error::Failure;
+
+/// An answer that is on its way when we are interrupted may take so long.
+const LAST_ANSWER: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     // The shell asks for candidates by running us with COMPLETE set.
@@ -57,10 +62,25 @@ async fn until_signalled(cli: Cli) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(cannot)?;
     let context = Context::new(&cli.global);
+    let mut command = std::pin::pin!(commands::run(cli.command, &context));
     tokio::select! {
-        outcome = commands::run(cli.command, &context) => outcome,
-        _ = interrupt.recv() => Err(Failure::Interrupted { going_on: context.going_on() }),
+        outcome = &mut command => outcome,
+        _ = interrupt.recv() => Err(interrupted(command, &context).await),
         _ = terminate.recv() => Err(Failure::Signal(15)),
         _ = hangup.recv() => Err(Failure::Signal(1)),
     }
+}
+
+/// What was asked for goes on. If its answer is on its way it is awaited, because it says what to come
+/// back to.
+async fn interrupted(command: impl Future<Output = Result<(), Failure>>, context: &Context) -> Failure {
+    let mut command = std::pin::pin!(command);
+    let answered = std::future::poll_fn(|task| match command.as_mut().poll(task) {
+        Poll::Pending if context.is_asking() => Poll::Pending,
+        _ => Poll::Ready(()),
+    });
+    if context.is_asking() {
+        let _late = tokio::time::timeout(LAST_ANSWER, answered).await;
+    }
+    Failure::Interrupted { going_on: context.going_on(), unanswered: context.is_asking() }
 }

@@ -12,11 +12,11 @@ use crate::escape;
 /// How a command prints its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
+    // For people. No doc comments here: they would be help texts, and the words say it.
     Table,
-    /// The API's own JSON.
+    // The API's own JSON.
     Json,
-    /// The same as YAML.
+    // The same as YAML.
     Yaml,
 }
 

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Stdio};
@@ -87,7 +87,11 @@ impl Start {
         let before = log.metadata().map_or(0, |m| m.len());
         let program = program();
         let mut command = std::process::Command::new(&program);
-        command.args(&self.flags).env("ROOST_READY_FD", "1").env("ROOST_STATE_DIR", state_dir);
+        command.args(&self.flags).env("ROOST_READY_FD", "1");
+        // Said only where the user said it: a state directory of one's own moves the sockets too.
+        if std::env::var_os("ROOST_STATE_DIR").is_some_and(|dir| !dir.is_empty()) {
+            command.env("ROOST_STATE_DIR", state_dir);
+        }
         if context.socket_given {
             command.env("ROOST_SOCKET", &context.paths.socket);
         }
@@ -241,14 +245,22 @@ struct Holder {
 /// `None` when no daemon holds it: the lock's file stays when its daemon ends.
 fn holder(state_dir: &Path) -> Option<Holder> {
     let text = std::fs::read_to_string(state_dir.join("lock")).ok()?;
-    let pid = Pid::from_raw(text.trim().parse().ok()?)?;
+    let pid = Pid::from_raw(text.trim().parse().ok().filter(|n: &i32| *n > 0)?)?;
     // First the descriptor, then the look: what was looked at is what the descriptor holds.
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
     let program = std::fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero())).ok()?;
     let name = program.file_name()?.to_str()?;
     // The kernel says so of a program that was replaced while it runs.
     let name = name.strip_suffix(" (deleted)").unwrap_or(name);
-    (name == PROGRAM).then_some(Holder { pid, pidfd })
+    (name == PROGRAM && holds(pid, &state_dir.join("lock"))).then_some(Holder { pid, pidfd })
+}
+
+/// Whether the process has the lock's file open: a number in a lock that was left behind may be
+/// anybody's by now, another daemon's too.
+fn holds(pid: Pid, lock: &Path) -> bool {
+    let Ok(lock) = lock.metadata() else { return false };
+    let Ok(open) = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())) else { return false };
+    open.flatten().any(|fd| fd.path().metadata().is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino())))
 }
 
 /// Beside us, else wherever the PATH finds it.

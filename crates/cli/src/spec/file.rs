@@ -16,7 +16,11 @@ use crate::error::Failure;
 use crate::values;
 
 /// More is no spec.
-const MOST_BYTES: u64 = 16 << 20;
+const MOST_BYTES: u64 = 4 << 20;
+/// As many VMs as can be created at once.
+const MOST_DOCUMENTS: usize = 1000;
+/// Brackets within brackets. The YAML parser takes time that grows with the square of this.
+const DEEPEST: usize = 200;
 /// Fields whose keys are the user's own words.
 const FREE_MAPS: [&str; 5] = ["metadata", "features", "options", "boot_options", "bootOptions"];
 
@@ -31,9 +35,12 @@ pub(crate) fn read(path: &Path) -> Result<Vec<CreateVmRequest>, Failure> {
     };
     let length = taken.map_err(|e| failed(e.to_string()))?;
     if length as u64 > MOST_BYTES {
-        return Err(failed("it is larger than 16 MiB".to_owned()));
+        return Err(failed("it is larger than 4 MiB".to_owned()));
     }
     let documents = parse(&text).map_err(failed)?;
+    if documents.len() > MOST_DOCUMENTS {
+        return Err(failed(format!("it has {} documents; permitted: {MOST_DOCUMENTS}", documents.len())));
+    }
     if documents.is_empty() {
         return Err(failed("there is no document in it".to_owned()));
     }
@@ -54,6 +61,9 @@ pub(crate) fn read(path: &Path) -> Result<Vec<CreateVmRequest>, Failure> {
 
 /// JSON where it looks so (YAML takes most of JSON, but no tabs), else YAML.
 fn parse(text: &str) -> Result<Vec<serde_norway::Value>, String> {
+    if depth(text) > DEEPEST {
+        return Err(format!("brackets stand in brackets more than {DEEPEST} deep"));
+    }
     let documents: Vec<serde_norway::Value> = if text.trim_start().starts_with('{') {
         serde_json::Deserializer::from_str(text)
             .into_iter::<serde_norway::Value>()
@@ -64,6 +74,20 @@ fn parse(text: &str) -> Result<Vec<serde_norway::Value>, String> {
     };
     // A file that ends in `---` ends in an empty document.
     Ok(documents.into_iter().filter(|d| !d.is_null()).collect())
+}
+
+/// How deep brackets stand in each other; those in texts count too, and close each other as a rule.
+fn depth(text: &str) -> usize {
+    let (mut now, mut most) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => now += 1,
+            b']' | b'}' => now = now.saturating_sub(1),
+            _ => {}
+        }
+        most = most.max(now);
+    }
+    most
 }
 
 fn yaml(text: &str) -> Result<Vec<serde_norway::Value>, String> {

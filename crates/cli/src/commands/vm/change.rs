@@ -72,7 +72,7 @@ pub(crate) async fn change(
     common.check(vms)?;
     let mut outcomes = Vec::with_capacity(vms.len());
     for vm in vms {
-        let asked = ask(vm.clone()).await.map_err(Failure::from);
+        let asked = context.ask(ask(vm.clone())).await.map_err(Failure::from);
         if let Ok(changed) = &asked
             && !common.asynchronous
         {

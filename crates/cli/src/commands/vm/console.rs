@@ -27,6 +27,8 @@ use crate::terminal::RawTerminal;
 const DETACH: u8 = 0x1d;
 /// When what was piped in is all sent, the guest may be silent for so long before it has said all.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// What was typed right before the detach key has so long to reach the guest.
+const LAST_KEYS: Duration = Duration::from_millis(500);
 
 /// A VM's serial console, both ways.
 #[derive(Debug, Args)]
@@ -77,6 +79,21 @@ impl Console {
 }
 
 async fn pump(input: ConsoleInput, mut output: ConsoleOutput) -> Result<End, Failure> {
+    let end = pump_until_end(input, &mut output).await?;
+    if end == End::Detached {
+        // The input is dropped: when the daemon has taken all of it, it ends the line.
+        let ended = async {
+            while let Ok(Some(bytes)) = output.next().await {
+                output::write(&bytes)?;
+            }
+            Ok(())
+        };
+        return tokio::time::timeout(LAST_KEYS, ended).await.unwrap_or(Ok(())).map(|()| end);
+    }
+    Ok(end)
+}
+
+async fn pump_until_end(input: ConsoleInput, output: &mut ConsoleOutput) -> Result<End, Failure> {
     let mut sending = std::pin::pin!(send_keys(input));
     let mut sent = None;
     loop {

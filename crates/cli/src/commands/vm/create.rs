@@ -33,11 +33,11 @@ pub(crate) struct Create {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), requires = "name")]
     count: Option<u16>,
     #[command(flatten)]
-    config: ConfigFlags,
-    #[command(flatten)]
     patience: Patience,
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    config: ConfigFlags,
 }
 
 impl Create {
@@ -57,14 +57,14 @@ impl Create {
                 r#async: true,
                 ..Default::default()
             };
-            context.client.bulk_create_vms(bulk).await?
+            context.ask(context.client.bulk_create_vms(bulk)).await?
         } else {
             let mut request = requests.remove(0);
             request.r#async = true;
             if self.common.idempotency_key.is_some() {
                 request.idempotency_key = self.common.key();
             }
-            vec![context.client.create_vm(request).await?]
+            vec![context.ask(context.client.create_vm(request)).await?]
         };
         if !self.common.asynchronous {
             changed.iter().for_each(|c| context.waits_for(&c.operation.id));

@@ -26,11 +26,11 @@ pub(crate) struct Update {
     #[arg(long, value_name = "N")]
     resource_version: Option<u64>,
     #[command(flatten)]
-    config: ConfigFlags,
-    #[command(flatten)]
     patience: Patience,
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    config: ConfigFlags,
 }
 
 impl Update {

@@ -101,9 +101,12 @@ impl Wait {
     }
 
     /// Until the VM cannot write any more: it has failed, has ended for good, or is deleted. One that
-    /// has not run yet may still be started.
+    /// has not run yet, or that is being started, may still write.
     async fn until_silent(&self, context: &Context) -> Failure {
-        let mut ran = false;
+        let mut ran = match context.client.get_vm_info(&self.vm).await {
+            Ok(info) => info.vm.started_at.as_option().is_some() && info.vm.operation_ids.is_empty(),
+            Err(error) => return error.into(),
+        };
         let ended = self.watch(context, |vm| match vm.state.as_known() {
             Some(VmState::VM_STATE_RUNNING) => {
                 ran = true;

@@ -92,6 +92,10 @@ fn a_file_that_explodes_is_refused() {
     refusal(&bomb);
     refusal(&"[".repeat(100_000));
     refusal(&"{\"config\":".repeat(100_000));
+    refusal(&"- ".repeat(100_000));
+    refusal(&"? ".repeat(100_000));
+    refusal(&"---\nname: a\n".repeat(1001));
+    refusal(&" ".repeat(5 << 20));
 }
 
 #[test]
