@@ -168,17 +168,17 @@ impl Effective {
 
     fn config(&self, sources: &Sources) -> Result<Config, ConfigError> {
         let state_dir = match self.0.get("state_dir") {
-            Some((dir, _)) => PathBuf::from(dir),
+            Some((dir, _)) => absolute(dir),
             None => default_state_dir(sources),
         };
         // A state directory of one's own is a daemon of one's own: its sockets live with it.
         let own_state = self.0.contains_key("state_dir");
         let runtime_dir = match self.0.get("runtime_dir") {
-            Some((dir, _)) => PathBuf::from(dir),
+            Some((dir, _)) => absolute(dir),
             None if own_state => state_dir.join("run"),
             None => default_runtime_dir(sources, &state_dir),
         };
-        let socket = self.0.get("socket").map_or_else(|| runtime_dir.join("api.sock"), |(s, _)| PathBuf::from(s));
+        let socket = self.0.get("socket").map_or_else(|| runtime_dir.join("api.sock"), |(s, _)| absolute(s));
         Ok(Config {
             socket,
             runtime_dir,
@@ -212,6 +212,11 @@ impl Effective {
             problem,
         })
     }
+}
+
+/// A path from a flag or a variable is relative to where the daemon was started, then and for ever.
+fn absolute(path: &str) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path))
 }
 
 fn seconds(least: u64, most: u64) -> impl Fn(&str) -> Result<Duration, String> {
