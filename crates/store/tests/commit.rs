@@ -1,4 +1,5 @@
 //! Group commit: what shares a batch shares the disk's answer and nothing else.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fixture;
 

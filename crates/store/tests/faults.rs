@@ -1,4 +1,5 @@
 //! Disks that are full or read-only, files that are damaged or somebody else's, and odd paths.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fixture;
 

@@ -1,4 +1,5 @@
 //! What was acknowledged survives the death of the process.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fixture;
 

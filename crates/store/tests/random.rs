@@ -1,5 +1,6 @@
 //! Random operations on the tables, against a model in memory; now and then the file is closed and
 //! opened again.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fixture;
 

@@ -1,4 +1,5 @@
 //! Each table's promises, on a real file.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fixture;
 

@@ -1,4 +1,5 @@
 //! `unsettled` wakes what the model says is to be worked on, and nothing else.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod fixture;
 
