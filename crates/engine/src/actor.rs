@@ -22,6 +22,7 @@ use roost_model::{Capabilities, Operation, OperationId, Power, Resource, Status,
 use roost_store::StoreError;
 use tokio::sync::Notify;
 
+use crate::adopt::adopt_again;
 use crate::commit;
 use crate::engine::Inner;
 use crate::seam::{jitter, stopped};
@@ -140,6 +141,9 @@ async fn turn(inner: &Arc<Inner>, id: VmId, inbox: &Inbox) -> Result<Next, Store
     let Ok(entry) = inner.backend(&record.vm.backend) else {
         return no_backend(inner, &record).await;
     };
+    if inner.is_unreachable(id) && !adopt_again(inner, &record.vm, &record.resources).await? && record.open.is_empty() {
+        return Ok(Next::Idle);
+    }
     let capabilities = entry.capabilities.clone().unwrap_or_default();
     let hands = Hands { inner, inbox, backend: &*entry.backend, capabilities: &capabilities };
     let delete = record.open.iter().find(|o| matches!(o.goal, Goal::Delete { .. }));

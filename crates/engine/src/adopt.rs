@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use roost_backend::{Adoptee, Definition};
-use roost_model::observe::Report;
+use roost_model::observe::{Report, found};
 use roost_model::{BackendName, Operation, Resource, Vm, VmId};
 use roost_store::{Store, StoreError};
 
 use crate::commit;
 use crate::engine::Inner;
 use crate::error::EngineError;
-use crate::step::taken;
 
 /// Adopts everything, then wakes every VM that has something to be done.
 pub(crate) async fn adopt_all(inner: &Arc<Inner>) -> Result<(), EngineError> {
@@ -28,10 +27,8 @@ pub(crate) async fn adopt_all(inner: &Arc<Inner>) -> Result<(), EngineError> {
         if resources.is_empty() && !vm.observed.machine.is_up() {
             continue;
         }
-        // A launch may be on record as a resource before the VM's own record says so.
-        let launch = resources.iter().filter_map(|r| r.launch).max().or(vm.observed.launch);
-        let definition = Definition { id: vm.id, name: vm.name.clone(), spec: vm.spec.clone() };
-        by_backend.entry(vm.backend.clone()).or_default().push((vm, Adoptee { definition, launch, resources }));
+        let adoptee = adoptee(&vm, resources);
+        by_backend.entry(vm.backend.clone()).or_default().push((vm, adoptee));
     }
     let orphans: Vec<VmId> = owned.into_keys().collect();
     if !orphans.is_empty() {
@@ -55,7 +52,22 @@ pub(crate) async fn adopt_all(inner: &Arc<Inner>) -> Result<(), EngineError> {
     Ok(())
 }
 
-async fn adopt_on(inner: &Inner, name: &BackendName, vms: Vec<(Vm, Adoptee)>) -> Result<(), EngineError> {
+/// Asks once more for a machine that could not be adopted. Called by the VM's actor, so that nothing
+/// else is asked of its backend meanwhile. Returns whether it is reachable now.
+pub(crate) async fn adopt_again(inner: &Inner, vm: &Vm, resources: &[Resource]) -> Result<bool, StoreError> {
+    let again = vec![(vm.clone(), adoptee(vm, resources.to_vec()))];
+    adopt_on(inner, &vm.backend, again).await?;
+    Ok(!inner.is_unreachable(vm.id))
+}
+
+fn adoptee(vm: &Vm, resources: Vec<Resource>) -> Adoptee {
+    // A launch may be on record as a resource before the VM's own record says so.
+    let launch = resources.iter().filter_map(|r| r.launch).max().or(vm.observed.launch);
+    let definition = Definition { id: vm.id, name: vm.name.clone(), spec: vm.spec.clone() };
+    Adoptee { definition, launch, resources }
+}
+
+async fn adopt_on(inner: &Inner, name: &BackendName, vms: Vec<(Vm, Adoptee)>) -> Result<(), StoreError> {
     let (vms, adoptees): (Vec<Vm>, Vec<Adoptee>) = vms.into_iter().unzip();
     let Ok(entry) = inner.backend(name) else {
         tracing::error!(backend = %name, vms = vms.len(), "VMs belong to a backend that is not configured; they are left alone");
@@ -67,8 +79,9 @@ async fn adopt_on(inner: &Inner, name: &BackendName, vms: Vec<(Vm, Adoptee)>) ->
     let mut changes: Vec<(VmId, Report)> = Vec::new();
     let mut silent: Vec<Vm> = Vec::new();
     for (vm, report) in vms.into_iter().zip(reports) {
+        inner.set_unreachable(vm.id, report.is_err());
         match report {
-            Ok(report) if taken(vm.observed, report, now) == vm.observed && reachable(&vm) => {}
+            Ok(report) if found(vm.observed, report, now) == vm.observed && reachable(&vm) => {}
             Ok(report) => changes.push((vm.id, report)),
             Err(error) => {
                 tracing::warn!(vm_id = %vm.id, backend = %name, error = %error, "a machine could not be adopted");
@@ -85,7 +98,7 @@ async fn adopt_on(inner: &Inner, name: &BackendName, vms: Vec<(Vm, Adoptee)>) ->
             Box::pin(async move {
                 for (id, report) in changes.iter() {
                     commit::change_vm(tx, *id, None, now, |vm| {
-                        vm.observed = taken(vm.observed, *report, now);
+                        vm.observed = found(vm.observed, *report, now);
                         vm.conditions.retain(|c| c.kind != "Reachable");
                     })
                     .await?;
@@ -102,7 +115,7 @@ fn reachable(vm: &Vm) -> bool {
     !vm.conditions.iter().any(|c| c.kind == "Reachable" && !c.status)
 }
 
-async fn mark_unreachable(inner: &Inner, vms: &[Vm], why: &'static str) -> Result<(), EngineError> {
+async fn mark_unreachable(inner: &Inner, vms: &[Vm], why: &'static str) -> Result<(), StoreError> {
     let ids: Arc<[VmId]> = vms.iter().map(|vm| vm.id).collect();
     if ids.is_empty() {
         return Ok(());
@@ -123,7 +136,7 @@ async fn mark_unreachable(inner: &Inner, vms: &[Vm], why: &'static str) -> Resul
             })
         })
         .await;
-    Ok(written?)
+    written
 }
 
 async fn load(store: &Store) -> Result<(Vec<Vm>, Vec<(VmId, Resource)>, Vec<Operation>), StoreError> {

@@ -1,6 +1,6 @@
 //! The engine itself: what it holds, its main loop, and its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
@@ -57,6 +57,8 @@ pub(crate) struct Inner {
     pub(crate) stopping: watch::Sender<bool>,
     backends: BTreeMap<BackendName, Mutex<BackendEntry>>,
     actors: Mutex<BTreeMap<VmId, Arc<Inbox>>>,
+    /// VMs whose machines could not be adopted yet; asked for again with every tick.
+    unreachable: Mutex<BTreeSet<VmId>>,
     /// Tasks that the engine has spawned and that have not ended.
     tasks: watch::Sender<usize>,
 }
@@ -94,6 +96,7 @@ impl Engine {
             stopping: watch::Sender::new(false),
             backends: entries,
             actors: Mutex::default(),
+            unreachable: Mutex::default(),
             tasks: watch::Sender::new(0),
         });
         adopt::adopt_all(&inner).await?;
@@ -172,6 +175,20 @@ impl Inner {
         *self.stopping.borrow()
     }
 
+    /// Remembers, or forgets, that a VM's machine could not be adopted.
+    pub(crate) fn set_unreachable(&self, vm: VmId, unreachable: bool) {
+        let mut all = self.unreachable.lock().expect("no code panics while it holds this lock");
+        if unreachable {
+            all.insert(vm);
+        } else {
+            all.remove(&vm);
+        }
+    }
+
+    pub(crate) fn is_unreachable(&self, vm: VmId) -> bool {
+        self.unreachable.lock().expect("no code panics while it holds this lock").contains(&vm)
+    }
+
     /// Spawns a task that `stop` waits for.
     pub(crate) fn spawn(self: &Arc<Self>, future: impl Future<Output = ()> + Send + 'static) {
         struct Ended(Arc<Inner>);
@@ -242,7 +259,8 @@ async fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     let now = inner.seams.clock.now();
     let unsettled: Vec<VmId> =
         inner.store.read(move |tx| Box::pin(async move { tx.vms().unsettled(now).await })).await?;
-    for vm in unsettled {
+    let unreachable = inner.unreachable.lock().expect("no code panics while it holds this lock").clone();
+    for vm in unsettled.into_iter().chain(unreachable) {
         inner.rouse(vm, None);
     }
     relay::prune(inner).await

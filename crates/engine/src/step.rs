@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use roost_backend::{Backend, BackendError, Definition};
-use roost_model::observe::Report;
+use roost_model::observe::{Report, found};
 use roost_model::operation::Progress;
 use roost_model::plan::{Leftovers, Step, Stop};
 use roost_model::state::{Machine, Observed};
@@ -97,7 +97,7 @@ impl View {
 
     /// Takes in what a backend found when it was asked afresh.
     pub(crate) fn take(&mut self, report: Report, now: Timestamp) {
-        self.observed = taken(self.observed, report, now);
+        self.observed = found(self.observed, report, now);
     }
 
     /// Puts what is known into the record.
@@ -109,21 +109,6 @@ impl View {
             vm.restarts.due = None;
         }
     }
-}
-
-/// What is observed once a backend was asked afresh. Its answer outranks the record, but for the
-/// cause of an end that is recorded already.
-pub(crate) fn taken(before: Observed, report: Report, now: Timestamp) -> Observed {
-    if report.launch.is_none() || report.launch == before.launch {
-        return match (before.machine, report.machine) {
-            // "It does not run" is no news about a machine that ended.
-            (Machine::Ended { cause, .. }, Machine::Defined) => {
-                Observed { machine: Machine::Ended { cause, lingering: false }, ..before }
-            }
-            _ => roost_model::observe::observe(before, report, now),
-        };
-    }
-    Observed { machine: report.machine, launch: report.launch, since: now }
 }
 
 /// What is left over, by the record of resources.

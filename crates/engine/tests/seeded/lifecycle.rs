@@ -252,3 +252,28 @@ fn a_wait_ends_at_its_deadline_with_the_operation_as_it_is() {
         engine.stop().await;
     });
 }
+
+#[test]
+fn a_machine_that_could_not_be_adopted_is_asked_for_again() {
+    let lab = Lab::new(10);
+    let engine = lab.start();
+    let first = engine.clone();
+    let id = lab.world.run(async move {
+        let made = engine.create_vm(create("shy", true)).await.unwrap();
+        finished(&engine, &made).await.unwrap();
+        made.vm_id
+    });
+    lab.kill(first);
+    lab.faults.inject(Point::new(Method::Adopt), Fault::transient("BUSY"));
+    let engine = lab.start();
+    let host = lab.host.clone();
+    lab.world.run(async move {
+        let unreachable = |vm: &roost_model::Vm| vm.conditions.iter().any(|c| c.kind == "Reachable" && !c.status);
+        assert!(unreachable(&vm(&engine, id).await));
+        assert_eq!(vm(&engine, id).await.state(), VmState::Running, "the last that was seen");
+        until(&engine, id, |vm| !unreachable(vm)).await;
+        host.kill(id).unwrap();
+        until(&engine, id, |vm| vm.state() == VmState::Crashed).await;
+        engine.stop().await;
+    });
+}
