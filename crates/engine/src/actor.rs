@@ -89,6 +89,12 @@ impl Inbox {
         std::mem::take(&mut state.events)
     }
 
+    /// Puts events back in front of what has come in since. They rouse nobody: whoever puts them back
+    /// comes again by itself.
+    fn put_back(&self, events: &[Event]) {
+        self.lock().events.splice(..0, events.iter().copied());
+    }
+
     async fn roused(&self) {
         while !self.has_work() {
             self.notify.notified().await;
@@ -132,9 +138,13 @@ pub(crate) async fn run(inner: Arc<Inner>, id: VmId, inbox: Arc<Inbox>) {
 
 /// One turn: take in events, then do the first thing that is to be done.
 async fn turn(inner: &Arc<Inner>, id: VmId, inbox: &Inbox) -> Result<Next, StoreError> {
-    let events = inbox.drain();
-    if !events.is_empty() {
-        take_in(inner, id, events).await?;
+    let events = Arc::new(inbox.drain());
+    if !events.is_empty()
+        && let Err(error) = take_in(inner, id, Arc::clone(&events)).await
+    {
+        // Nobody tells an end twice: what could not be recorded now is recorded later.
+        inbox.put_back(&events);
+        return Err(error);
     }
     let Some(record) = load(inner, id).await? else { return Ok(Next::Idle) };
     let now = inner.seams.clock.now();
@@ -156,9 +166,8 @@ async fn turn(inner: &Arc<Inner>, id: VmId, inbox: &Inbox) -> Result<Next, Store
 }
 
 /// Takes events into the record.
-async fn take_in(inner: &Inner, id: VmId, events: Vec<Event>) -> Result<(), StoreError> {
+async fn take_in(inner: &Inner, id: VmId, events: Arc<Vec<Event>>) -> Result<(), StoreError> {
     let now = inner.seams.clock.now();
-    let events = Arc::new(events);
     inner
         .store
         .write(move |tx| {
