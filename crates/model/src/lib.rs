@@ -23,6 +23,7 @@ pub mod plan;
 pub mod resource;
 pub mod spec;
 pub mod state;
+mod text;
 pub mod time;
 pub mod units;
 pub mod vm;

@@ -1,25 +1,18 @@
 //! Names that people choose, and the names of backends.
 
-use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Invalid;
 use crate::id::looks_like_id;
+use crate::text::checked_text;
 
 /// A VM's name: 1–63 of `a-z A-Z 0-9 . _ -`, starting with a letter or digit, and never the shape
 /// of an ID. The set is what is safe as a host name, a file name and an argument.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VmName(String);
-
-impl VmName {
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
 
 impl FromStr for VmName {
     type Err = Invalid;
@@ -48,13 +41,6 @@ impl FromStr for VmName {
 #[serde(try_from = "String", into = "String")]
 pub struct BackendName(String);
 
-impl BackendName {
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 impl FromStr for BackendName {
     type Err = Invalid;
 
@@ -69,30 +55,7 @@ impl FromStr for BackendName {
     }
 }
 
-macro_rules! text_like {
-    ($($name:ident),*) => { $(
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = Invalid;
-
-            fn try_from(text: String) -> Result<Self, Invalid> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> String {
-                name.0
-            }
-        }
-    )* };
-}
-text_like!(VmName, BackendName);
+checked_text!(VmName, BackendName);
 
 #[cfg(test)]
 mod tests {

@@ -1,12 +1,12 @@
 //! What a VM starts from, and the text that paths and kernel arguments may be.
 
-use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Invalid;
+use crate::text::checked_text;
 
 /// What the VM starts from: a kernel given from outside, or firmware and a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -37,19 +37,9 @@ impl AbsolutePath {
     pub fn as_path(&self) -> &Path {
         Path::new(&self.0)
     }
-
-    /// The path as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl KernelArgs {
-    /// The command line.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
     /// Whether nothing was given.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -92,27 +82,4 @@ impl FromStr for KernelArgs {
     }
 }
 
-macro_rules! text_like {
-    ($($name:ident),*) => { $(
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = Invalid;
-
-            fn try_from(text: String) -> Result<Self, Invalid> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(value: $name) -> String {
-                value.0
-            }
-        }
-    )* };
-}
-text_like!(AbsolutePath, KernelArgs);
+checked_text!(AbsolutePath, KernelArgs);

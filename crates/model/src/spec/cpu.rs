@@ -1,13 +1,13 @@
 //! Processors: how many, in which shape, of which model.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::capability::Capability;
 use crate::error::Invalid;
+use crate::text::checked_text;
 
 /// The most virtual CPUs that any backend is asked for.
 const MOST_VCPUS: u32 = 1024;
@@ -108,13 +108,6 @@ impl Cpu {
 
 macro_rules! cpu_word {
     ($name:ident, $field:literal) => {
-        impl $name {
-            /// The name as text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
         impl FromStr for $name {
             type Err = Invalid;
 
@@ -128,27 +121,8 @@ macro_rules! cpu_word {
                 }
             }
         }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = Invalid;
-
-            fn try_from(text: String) -> Result<Self, Invalid> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> String {
-                name.0
-            }
-        }
     };
 }
 cpu_word!(CpuModel, "model");
 cpu_word!(CpuFeature, "features");
+checked_text!(CpuModel, CpuFeature);
