@@ -120,7 +120,7 @@ impl Failure {
             }
         }
         let hint = self.hint();
-        if !hint.is_empty() {
+        if !hint.is_empty() && !out.contains(&*escape::line(&hint)) {
             writeln!(out, "  hint: {}", escape::line(&hint)).expect("a String takes everything");
         }
         out
@@ -280,6 +280,15 @@ mod tests {
         assert_eq!(Failure::Client(failed).exit(), 6);
         assert_eq!(Failure::Interrupted { going_on: vec![], unanswered: false }.exit(), 130);
         assert_eq!(Failure::Signal(15).exit(), 143);
+    }
+
+    #[test]
+    fn the_manual_has_the_same_table_as_the_help() {
+        let manual = include_str!("../../../docs/cli.md");
+        for line in EXIT_CODES.lines().skip(1) {
+            let (code, meaning) = line.trim().split_once(' ').unwrap();
+            assert!(manual.contains(&format!("| {code} | {} |", meaning.trim())), "{line}");
+        }
     }
 
     #[test]

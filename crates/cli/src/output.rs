@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
-use comfy_table::{ContentArrangement, Row, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table, Width, presets};
 use serde::Serialize;
 
 use crate::error::Failure;
@@ -47,23 +47,49 @@ pub(crate) fn record(value: &impl Serialize, format: Format) -> Result<(), Failu
     }
 }
 
-/// Rows below headings, cut to the terminal's width where there is one. Cells are escaped here.
-pub(crate) fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
-    print(&drawn(headings, rows, width()))
+/// A column of a table.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Column {
+    /// Never cut: somebody copies from it.
+    Whole(&'static str),
+    /// Cut where the terminal is too narrow.
+    Cut(&'static str),
 }
 
-fn drawn(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>, width: Option<u16>) -> String {
+impl Column {
+    fn heading(self) -> &'static str {
+        match self {
+            Column::Whole(heading) | Column::Cut(heading) => heading,
+        }
+    }
+}
+
+/// Rows below headings, cut to the terminal's width where there is one. Cells are escaped here.
+pub(crate) fn table(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), Failure> {
+    print(&drawn(columns, rows, width()))
+}
+
+fn drawn(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>, width: Option<u16>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_truncation_indicator("…");
-    table.set_header(headings.iter().copied());
+    table.set_header(columns.iter().map(|c| c.heading()));
     for row in rows {
         let mut row = Row::from(row.iter().map(|cell| escape::line(cell).into_owned()).collect::<Vec<_>>());
         row.max_height(1);
         table.add_row(row);
     }
-    let last = headings.len().saturating_sub(1);
-    for (i, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, if i == last { 0 } else { 2 }));
+    let last = columns.len().saturating_sub(1);
+    for (i, (column, shown)) in columns.iter().zip(table.column_iter_mut()).enumerate() {
+        let gap = if i == last { 0 } else { 2 };
+        shown.set_padding((0, gap));
+        shown.set_constraint(match column {
+            Column::Whole(_) => ColumnConstraint::ContentWidth,
+            // A heading is longer than nothing and shorter than anything worth reading.
+            Column::Cut(heading) => {
+                let least = u16::try_from(heading.len()).unwrap_or(u16::MAX).saturating_add(gap);
+                ColumnConstraint::LowerBoundary(Width::Fixed(least))
+            }
+        });
     }
     match width {
         Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
@@ -102,13 +128,15 @@ fn width() -> Option<u16> {
 mod tests {
     use super::*;
 
+    const COLUMNS: [Column; 2] = [Column::Whole("NAME"), Column::Cut("WHAT")];
+
     fn rows() -> Vec<Vec<String>> {
         vec![vec!["web".to_owned(), "a\x1b[31mred\nfoo".to_owned()], vec!["db".to_owned(), "x".repeat(60)]]
     }
 
     #[test]
     fn a_row_is_one_line_of_safe_text() {
-        let text = drawn(&["NAME", "WHAT"], rows(), None);
+        let text = drawn(&COLUMNS, rows(), None);
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(!text.contains('\x1b') && text.contains(&"x".repeat(60)), "{text}");
         assert!(text.lines().all(|l| l == l.trim_end()), "{text:?}");
@@ -116,9 +144,11 @@ mod tests {
 
     #[test]
     fn a_table_fits_the_terminal() {
-        let text = drawn(&["NAME", "WHAT"], rows(), Some(30));
+        let text = drawn(&COLUMNS, rows(), Some(30));
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(text.lines().all(|l| l.chars().count() <= 30), "{text}");
+        let whole = drawn(&[Column::Cut("NAME"), Column::Whole("WHAT")], rows(), Some(30));
+        assert!(whole.contains(&"x".repeat(60)) && whole.lines().count() == 3, "{whole}");
     }
 
     #[test]

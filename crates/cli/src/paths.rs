@@ -35,7 +35,7 @@ impl Surroundings {
         // The XDG specification says to ignore what is not absolute.
         let absolute = |name: &str| given(name).filter(|p| p.is_absolute());
         Self {
-            // The daemon is started elsewhere: what is relative here would be another place there.
+            // The daemon hands its paths on to others: what is relative here would be another place there.
             state_dir: given("ROOST_STATE_DIR").and_then(|dir| std::path::absolute(dir).ok()),
             runtime_dir: given("ROOST_RUNTIME_DIR").and_then(|dir| std::path::absolute(dir).ok()),
             xdg_runtime_dir: absolute("XDG_RUNTIME_DIR"),

@@ -6,7 +6,7 @@ use roost_client::v1::{BackendDescription, ListBackendsResponse};
 use crate::context::Context;
 use crate::error::Failure;
 use crate::escape;
-use crate::output;
+use crate::output::{self, Column::*};
 
 /// What can run VMs.
 #[derive(Debug, Subcommand)]
@@ -27,8 +27,15 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
         let names: String = backends.iter().map(|b| format!("{}\n", escape::line(&b.name))).collect();
         return output::print(&names);
     }
-    let headings = ["NAME", "AVAILABLE", "ACCELERATORS", "MACHINES", "CPUS", "CAPABILITIES"];
-    output::table(&headings, backends.iter().map(row))?;
+    let columns = [
+        Whole("NAME"),
+        Whole("AVAILABLE"),
+        Whole("ACCELERATORS"),
+        Whole("MACHINES"),
+        Whole("CPUS"),
+        Cut("CAPABILITIES"),
+    ];
+    output::table(&columns, backends.iter().map(row))?;
     for backend in &backends {
         for (key, value) in &backend.details {
             let (name, key, value) = (escape::line(&backend.name), escape::line(key), escape::line(value));

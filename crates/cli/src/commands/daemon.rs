@@ -65,7 +65,7 @@ pub(crate) struct Stop {
 pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::Start(command) => command.run(context).await,
-        Command::Stop(command) => command.run(context),
+        Command::Stop(command) => command.run(context).await,
         Command::Status => status(context).await,
     }
 }
@@ -96,7 +96,7 @@ impl Start {
             command.env("ROOST_SOCKET", &context.paths.socket);
         }
         // Away from our terminal: neither its Ctrl-C nor its end reaches the daemon.
-        command.process_group(0).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().map_err(|e| {
             Failure::other(
                 format!("{} cannot be started: {e}", program.display()),
@@ -128,7 +128,7 @@ impl Start {
 }
 
 impl Stop {
-    fn run(self, context: &Context) -> Result<(), Failure> {
+    async fn run(self, context: &Context) -> Result<(), Failure> {
         let Some(holder) = holder(&context.paths.state_dir) else {
             return context.say("no daemon runs");
         };
@@ -137,14 +137,9 @@ impl Stop {
         };
         pidfd_send_signal(&holder.pidfd, Signal::TERM).map_err(cannot)?;
         let spinner = Spinner::new(context, "stopping the daemon");
-        let limit = Timespec {
-            tv_sec: i64::try_from(self.timeout.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: self.timeout.subsec_nanos().into(),
-        };
-        let mut ended = [PollFd::new(&holder.pidfd, PollFlags::IN)];
-        let events = poll(&mut ended, Some(&limit)).map_err(cannot)?;
+        let ended = ends_within(holder.pidfd, self.timeout).await.map_err(cannot)?;
         drop(spinner);
-        if events == 0 {
+        if !ended {
             return Err(Failure::Timeout {
                 message: format!("the daemon (pid {}) has not stopped yet", holder.pid),
                 hint: format!("{} says what it does", context.paths.state_dir.join("daemon.log").display()),
@@ -261,6 +256,15 @@ fn holds(pid: Pid, lock: &Path) -> bool {
     let Ok(lock) = lock.metadata() else { return false };
     let Ok(open) = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())) else { return false };
     open.flatten().any(|fd| fd.path().metadata().is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino())))
+}
+
+/// Whether the process ends within this time. Waited for on a thread of its own, so that Ctrl-C is
+/// heard meanwhile.
+async fn ends_within(process: OwnedFd, time: Duration) -> rustix::io::Result<bool> {
+    let limit =
+        Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: time.subsec_nanos().into() };
+    let wait = move || poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).map(|events| events > 0);
+    tokio::task::spawn_blocking(wait).await.expect("waiting does not panic")
 }
 
 /// Beside us, else wherever the PATH finds it.

@@ -10,7 +10,7 @@ use crate::commands::completion::{operation_ids, vm_names};
 use crate::context::Context;
 use crate::error::Failure;
 use crate::escape;
-use crate::output;
+use crate::output::{self, Column::*};
 use crate::progress::follow;
 use crate::values::{age, duration, now, status, status_word, time};
 
@@ -108,7 +108,8 @@ impl List {
             let ids: String = operations.iter().map(|o| format!("{}\n", escape::line(&o.id))).collect();
             return output::print(&ids);
         }
-        output::table(&["ID", "KIND", "STATUS", "VM", "AGE", "ERROR"], operations.iter().map(row))
+        let columns = [Whole("ID"), Whole("KIND"), Whole("STATUS"), Whole("AGE"), Cut("VM"), Cut("ERROR")];
+        output::table(&columns, operations.iter().map(row))
     }
 }
 
@@ -164,8 +165,8 @@ fn row(operation: &Operation) -> Vec<String> {
         operation.id.clone(),
         operation.kind.clone(),
         status_word(operation.status),
-        operation.vm_id.clone(),
         created.map_or_else(|| "-".to_owned(), |t| age(now().since(time(t)))),
+        operation.vm_id.clone(),
         operation.error.as_option().map(|e| e.message.clone()).unwrap_or_default(),
     ]
 }

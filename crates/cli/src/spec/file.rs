@@ -24,8 +24,14 @@ const DEEPEST: usize = 200;
 /// Fields whose keys are the user's own words.
 const FREE_MAPS: [&str; 5] = ["metadata", "features", "options", "boot_options", "bootOptions"];
 
-/// The documents of a file; `-` is standard input.
-pub(crate) fn read(path: &Path) -> Result<Vec<CreateVmRequest>, Failure> {
+/// The documents of a file; `-` is standard input. Read on a thread of its own, so that Ctrl-C is
+/// heard while somebody types.
+pub(crate) async fn read(path: &Path) -> Result<Vec<CreateVmRequest>, Failure> {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || read_now(&path)).await.expect("reading does not panic")
+}
+
+fn read_now(path: &Path) -> Result<Vec<CreateVmRequest>, Failure> {
     let failed = |problem: String| Failure::File { path: path.to_owned(), problem };
     let mut text = String::new();
     let taken = if path == Path::new("-") {

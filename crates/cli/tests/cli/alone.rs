@@ -1,6 +1,11 @@
 //! Without a daemon: usage, spec files, and what is said when nobody answers.
 
-use crate::support::Roost;
+use std::io::Write;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{Roost, until};
 
 fn alone() -> (tempfile::TempDir, Roost) {
     let dir = tempfile::tempdir().unwrap();
@@ -100,6 +105,20 @@ fn a_spec_is_judged_before_anything_is_sent() {
     roost.fails(3, &["vm", "create", "-f", path]);
     assert!(roost.fails(2, &["vm", "create", "one", "-f", path]).contains("several documents"));
     assert!(roost.fails(2, &["vm", "create", "-f", "/nonexistent.yaml"]).contains("/nonexistent.yaml"));
+}
+
+#[test]
+fn an_interruption_is_heard_while_a_spec_is_typed() {
+    let (_dir, roost) = alone();
+    let mut command = roost.command(&["vm", "create", "-f", "-"]);
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It reads: the pipe is empty again.
+    child.stdin.as_mut().unwrap().write_all(b"name: web\n").unwrap();
+    until("the spec is being read", || {
+        (rustix::io::ioctl_fionread(child.stdin.as_ref().unwrap()).unwrap() == 0).then_some(())
+    });
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(until("it ends", || child.try_wait().unwrap()).code(), Some(130));
 }
 
 #[test]

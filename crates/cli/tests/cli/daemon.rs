@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use roost_testkit::TestDaemon;
+
 use crate::support::Roost;
 
 /// Stops the daemon also when the test fails.
@@ -72,6 +74,16 @@ fn a_number_in_an_old_lock_is_not_signalled() {
         std::fs::write(dir.path().join("lock"), text).unwrap();
         assert!(roost.ok(&["daemon", "stop"]).contains("no daemon runs"), "{text:?}");
     }
+}
+
+#[test]
+fn another_daemon_is_not_signalled_because_of_an_old_lock() {
+    let other = TestDaemon::start(&["backend=sim", "sim.hosted=false"]);
+    let pid = Roost::new(&other.state_dir()).json(&["daemon", "status"])["pid"].as_i64().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("lock"), format!("{pid}\n")).unwrap();
+    assert!(Roost::new(dir.path()).ok(&["daemon", "stop"]).contains("no daemon runs"));
+    Roost::new(&other.state_dir()).ok(&["daemon", "status"]);
 }
 
 /// Nobody but us reaps it where the machine's first process does not.

@@ -43,7 +43,7 @@ pub(crate) struct Create {
 impl Create {
     /// Runs the command. Everything is read and checked before anything is sent.
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let mut requests = self.requests()?;
+        let mut requests = self.requests().await?;
         let verb = match requests.iter().all(|r| r.start) {
             true => Verb { doing: "creating and starting", done: "created and started" },
             false => Verb { doing: "creating", done: "created" },
@@ -76,9 +76,9 @@ impl Create {
         settle(context, verb, asked, self.common.asynchronous, self.patience.timeout, many).await
     }
 
-    fn requests(&self) -> Result<Vec<CreateVmRequest>, Failure> {
+    async fn requests(&self) -> Result<Vec<CreateVmRequest>, Failure> {
         let mut requests = match &self.file {
-            Some(path) => file::read(path)?,
+            Some(path) => file::read(path).await?,
             None => vec![CreateVmRequest { config: self.config.create()?.into(), ..Default::default() }],
         };
         if requests.len() > 1 && self.name.is_some() {

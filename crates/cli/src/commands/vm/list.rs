@@ -5,7 +5,7 @@ use roost_client::v1::{ListVmsRequest, ListVmsResponse, Vm, VmState};
 
 use crate::context::Context;
 use crate::error::Failure;
-use crate::output;
+use crate::output::{self, Column::*};
 use crate::values::{age, bytes, key_value, now, state, state_word, time};
 
 /// Lists VMs.
@@ -48,11 +48,12 @@ impl List {
             let names: String = vms.iter().map(|vm| format!("{}\n", crate::escape::line(&vm.name))).collect();
             return output::print(&names);
         }
-        let mut headings = vec!["NAME", "STATE", "BACKEND", "CPUS", "MEMORY", "AGE"];
+        let mut columns =
+            vec![Cut("NAME"), Whole("STATE"), Cut("BACKEND"), Whole("CPUS"), Whole("MEMORY"), Whole("AGE")];
         if self.wide {
-            headings.extend(["ID", "MACHINE", "ACCELERATOR", "RESTARTS", "EXIT"]);
+            columns.extend([Whole("ID"), Whole("MACHINE"), Cut("ACCELERATOR"), Whole("RESTARTS"), Whole("EXIT")]);
         }
-        output::table(&headings, vms.iter().map(|vm| row(vm, self.wide)))
+        output::table(&columns, vms.iter().map(|vm| row(vm, self.wide)))
     }
 }
 

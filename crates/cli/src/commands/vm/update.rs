@@ -38,7 +38,7 @@ impl Update {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
         let (mut config, seen) = match &self.file {
             Some(path) => {
-                let mut documents = file::read(path)?;
+                let mut documents = file::read(path).await?;
                 if documents.len() > 1 {
                     return Err(Failure::usage("the file has several documents, and one VM is to be changed", ""));
                 }

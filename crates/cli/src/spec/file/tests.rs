@@ -4,7 +4,7 @@ fn read_text(text: &str) -> Result<Vec<CreateVmRequest>, Failure> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vm.yaml");
     std::fs::write(&path, text).unwrap();
-    read(&path)
+    read_now(&path)
 }
 
 fn refusal(text: &str) -> String {
@@ -100,7 +100,7 @@ fn a_file_that_explodes_is_refused() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let failure = read(Path::new("/nonexistent/vm.yaml")).expect_err("it does not exist");
+    let failure = read_now(Path::new("/nonexistent/vm.yaml")).expect_err("it does not exist");
     assert_eq!(failure.exit(), 2);
     assert!(failure.text().contains("/nonexistent/vm.yaml"), "{}", failure.text());
 }
