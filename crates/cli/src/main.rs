@@ -35,7 +35,7 @@ use crate::context::Context;
 use crate::error::Failure;
 
 /// An answer that is on its way when we are interrupted may take so long.
-const LAST_ANSWER: Duration = Duration::from_millis(500);
+const LAST_ANSWER: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     // The shell asks for candidates by running us with COMPLETE set.

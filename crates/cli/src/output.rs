@@ -99,15 +99,14 @@ fn drawn(columns: &[Column], rows: impl IntoIterator<Item = Vec<String>>, width:
 }
 
 fn rendered(value: &impl Serialize, format: Format) -> Result<String, Failure> {
-    let json = serde_json::to_value(value).map_err(unwritable)?;
     if format == Format::Yaml {
-        let yaml = serde_norway::to_string(&json).map_err(unwritable)?;
+        let yaml = serde_norway::to_string(value).map_err(unwritable)?;
         // YAML lets some characters stand that a terminal acts on; JSON is YAML, and can escape all.
         if !yaml.chars().any(|c| escape::is_unsafe(c) && c != '\n') {
             return Ok(yaml);
         }
     }
-    let text = serde_json::to_string_pretty(&json).map_err(unwritable)?;
+    let text = serde_json::to_string_pretty(value).map_err(unwritable)?;
     Ok(format!("{}\n", escape::json(&text)))
 }
 

@@ -71,11 +71,11 @@ pub(crate) async fn follow(
     } else {
         let spinner = Spinner::new(context, label);
         let waited = tokio::select! {
-            waited = context.client.wait_operation(&id, at_most.unwrap_or(NO_LIMIT)) => waited?,
+            waited = context.client.wait_operation(&id, at_most.unwrap_or(NO_LIMIT)) => waited,
             never = show(&context.client, &spinner, label, &operation) => match never {},
         };
         drop(spinner);
-        waited
+        waited.map_err(|error| lost_sight(&id, error))?
     };
     if !has_ended(&operation) {
         return Err(Failure::Timeout {
@@ -89,6 +89,17 @@ pub(crate) async fn follow(
     match operation.status.as_known() {
         Some(OperationStatus::OPERATION_STATUS_SUCCEEDED) => Ok(operation),
         _ => Err(Failure::Operation(Box::new(operation))),
+    }
+}
+
+/// A daemon that goes away takes up its operations again when it is back.
+fn lost_sight(id: &str, error: roost_client::Error) -> Failure {
+    match Failure::from(error) {
+        gone if gone.exit() == 3 => Failure::NotRunning {
+            message: format!("the daemon went away while operation {id} was waited for: {gone}"),
+            hint: format!("roost daemon status; the next daemon goes on with it: roost operation wait {id}"),
+        },
+        other => other,
     }
 }
 

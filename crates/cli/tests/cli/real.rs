@@ -184,6 +184,26 @@ fn an_interruption_leaves_the_operation_running_and_says_how_to_come_back() {
 }
 
 #[test]
+fn a_daemon_that_stops_meanwhile_says_how_to_come_back() {
+    let (mut daemon, roost) = real();
+    roost.run_with(&["console", "m"], b"d\x1d");
+    roost.ok(&["vm", "wait", "m", "--console", "deaf", "--timeout", "30s"]);
+    let stop = roost.spawn(&["vm", "stop", "m", "--timeout", "20s"]);
+    let open = ["operation", "list", "-q", "--status", "running"];
+    let operation = until("the stop is under way", || {
+        let ids = roost.ok(&open);
+        (!ids.is_empty()).then(|| ids.trim().to_owned())
+    });
+    assert!(daemon.stop());
+    let did = stop.end();
+    assert_eq!(did.code, 3, "{did:?}");
+    assert!(did.err.contains(&format!("roost operation wait {operation}")), "{did:?}");
+    daemon.restart();
+    assert!(roost.ok(&["operation", "wait", &operation, "--timeout", "60s"]).contains("succeeded"));
+    assert!(roost.ok(&["vm", "get", "m"]).contains("Exit:         forced"));
+}
+
+#[test]
 fn an_operation_that_fails_is_exit_code_6_with_its_reason() {
     let daemon = TestDaemon::start(&[]);
     let roost = Roost::new(&daemon.state_dir());
