@@ -39,7 +39,14 @@ pub(super) fn machine(vm: &Definition, plan: &Plan<'_>, args: &mut Args) -> Resu
         }
         // PIT and RTC: without them a stock kernel finds no clock to measure the others by.
         MachineType::Microvm => {
-            options.extend([("acpi", "on"), ("pit", "on"), ("pic", "on"), ("rtc", "on"), ("isa-serial", "on")]);
+            options.extend([
+                ("acpi", "on"),
+                ("pit", "on"),
+                ("pic", "on"),
+                ("rtc", "on"),
+                ("isa-serial", "on"),
+                ("ioapic2", "on"),
+            ]);
         }
     }
     // Firmware talks on the serial line when there is no screen: worth having where it is what boots.
@@ -59,6 +66,11 @@ pub(super) fn machine(vm: &Definition, plan: &Plan<'_>, args: &mut Args) -> Resu
         args.value("-global", "virtio-mmio.force-legacy=off");
     }
     Ok(())
+}
+
+/// Whether a microvm is given a second IO-APIC, for more devices.
+pub(super) fn has_second_ioapic(plan: &Plan<'_>) -> bool {
+    plan.probe.machine(plan.machine).is_ok_and(|machine| machine.properties.contains("ioapic2"))
 }
 
 pub(super) fn processors(vm: &Definition, plan: &Plan<'_>, args: &mut Args) -> Result<(), BackendError> {

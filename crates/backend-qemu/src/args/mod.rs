@@ -50,7 +50,7 @@ pub(crate) struct Plan<'a> {
 /// The board cannot have what the spec asks for. Says which field and what is permitted.
 pub(crate) fn build(vm: &Definition, plan: &Plan<'_>) -> Result<Vec<OsString>, BackendError> {
     let mut args = Args::default();
-    let mut places = places::Places::new(plan.machine, &vm.spec);
+    let mut places = places::Places::new(plan.machine, board::has_second_ioapic(plan), &vm.spec);
     board::identity(vm, &mut args);
     board::machine(vm, plan, &mut args)?;
     board::processors(vm, plan, &mut args)?;

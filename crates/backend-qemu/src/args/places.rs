@@ -1,9 +1,9 @@
 //! Where devices sit: fixed places, so that a device that comes or goes moves no other.
 //!
 //! ```text
-//!   q35, slots of pcie.0          microvm, virtio-mmio buses from 0
-//!     1       left for graphics     disks, then NICs, then the rest, in the spec's order
-//!     2       random numbers
+//!   q35, slots of pcie.0          microvm, virtio-mmio buses from the last one down, which is
+//!     1       left for graphics     the order in which a guest finds them: disks, then NICs,
+//!     2       random numbers        then the rest, in the spec's order
 //!     3       SCSI controller
 //!     4..11   NICs
 //!     16..23  virtio disks, up to 3 functions each
@@ -18,9 +18,11 @@ use serde_json::{Value, json};
 
 use super::unsupported;
 
-/// virtio-mmio buses of a microvm without a second IO-APIC (`VIRTIO_NUM_TRANSPORTS` in `hw/i386/microvm.c`: 8;
-/// more needs `ioapic2`, which software emulation has and an in-kernel interrupt controller may not).
-const MMIO_BUSES: usize = 8;
+/// The virtio-mmio buses that devices are put on (`microvm_devices_init` in `hw/i386/microvm.c`). With a
+/// second IO-APIC there are 24, one on each of its pins; number 0 is left out, as Linux gets no interrupt
+/// from pin 0. Without one there are 8, on pins of the first.
+const MMIO_BUSES: std::ops::RangeInclusive<usize> = 1..=23;
+const FEW_MMIO_BUSES: std::ops::RangeInclusive<usize> = 0..=7;
 
 const RANDOM_SLOT: usize = 2;
 const SCSI_SLOT: usize = 3;
@@ -43,16 +45,21 @@ pub(super) struct Places {
     machine: MachineType,
     /// More virtio disks than slots for them.
     shared_slots: bool,
-    /// Disks on PCI, NICs on PCI, or everything on virtio-mmio so far.
+    /// Disks and NICs on PCI so far.
     disks: usize,
     nics: usize,
-    buses: usize,
+    /// What is left of virtio-mmio.
+    buses: std::iter::Rev<std::ops::RangeInclusive<usize>>,
+    devices: usize,
 }
 
 impl Places {
-    pub(super) fn new(machine: MachineType, spec: &VmSpec) -> Self {
+    /// `second_ioapic`: a microvm has one.
+    pub(super) fn new(machine: MachineType, second_ioapic: bool, spec: &VmSpec) -> Self {
         let virtio_disks = spec.storage.iter().filter(|disk| disk.bus == Bus::Virtio).count();
-        Self { machine, shared_slots: virtio_disks > DISK_SLOTS, disks: 0, nics: 0, buses: 0 }
+        let buses = if second_ioapic { MMIO_BUSES } else { FEW_MMIO_BUSES };
+        let devices = buses.clone().count();
+        Self { machine, shared_slots: virtio_disks > DISK_SLOTS, disks: 0, nics: 0, buses: buses.rev(), devices }
     }
 
     /// The driver of a virtio device and its place, ready for more properties.
@@ -67,16 +74,10 @@ impl Places {
                 Ok(device)
             }
             MachineType::Microvm => {
-                let bus = self.buses;
-                if bus >= MMIO_BUSES {
-                    return Err(unsupported(
-                        "devices",
-                        bus + 1,
-                        "microvm has too few places",
-                        "8 virtio devices, one of them for random numbers",
-                    ));
-                }
-                self.buses += 1;
+                let Some(bus) = self.buses.next() else {
+                    let permitted = format!("{} virtio devices, one of them for random numbers", self.devices);
+                    return Err(unsupported("devices", self.devices + 1, "microvm has too few places", &permitted));
+                };
                 Ok(json!({ "driver": format!("virtio-{kind}-device"), "bus": format!("virtio-mmio-bus.{bus}") }))
             }
         }

@@ -30,7 +30,7 @@ pub(crate) fn probe() -> Probe {
         accelerators: BTreeSet::from(["kvm".to_owned(), "tcg".to_owned()]),
         machines: BTreeMap::from([
             ("q35".to_owned(), machine("pc-q35-10.0", &["vmport", "sata"])),
-            ("microvm".to_owned(), machine("microvm", &["rtc", "isa-serial"])),
+            ("microvm".to_owned(), machine("microvm", &["rtc", "isa-serial", "ioapic2"])),
         ]),
         types: types.iter().map(|s| (*s).to_owned()).collect(),
         cpu_models: ["max", "host", "Skylake-Server-v4"].iter().map(|s| (*s).to_owned()).collect(),
@@ -222,7 +222,7 @@ fn more_disks_and_nics_than_slots() {
 #[test]
 fn what_the_board_cannot_have_is_refused_by_name() {
     let sata = VmSpec { storage: vec![disk("d", Bus::Sata)], ..kernel_spec() };
-    let many = VmSpec { storage: (0..8).map(|i| disk(&format!("d{i}"), Bus::Virtio)).collect(), ..kernel_spec() };
+    let many = VmSpec { storage: (0..23).map(|i| disk(&format!("d{i}"), Bus::Virtio)).collect(), ..kernel_spec() };
     let six = VmSpec { network: vec![user_nic("eth0", &[("::1", 22, 22)])], ..kernel_spec() };
     let mut cpus = kernel_spec();
     cpus.cpu.max_vcpu_count = 4;
@@ -230,7 +230,7 @@ fn what_the_board_cannot_have_is_refused_by_name() {
     memory.memory.max_size = Bytes::from_mib(512);
     for (machine, spec, field) in [
         (MachineType::Microvm, sata, "storage[0].interface_type sata"),
-        (MachineType::Microvm, many, "devices 9"),
+        (MachineType::Microvm, many, "devices 24"),
         (MachineType::Q35, six, "network[0].port_forwards[0].host_address ::1"),
         (MachineType::Microvm, cpus, "cpu.max_vcpu_count 4"),
         (MachineType::Microvm, memory, "memory.max_size_bytes 512MiB"),

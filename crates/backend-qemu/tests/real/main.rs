@@ -5,5 +5,7 @@ mod adoption;
 mod conformance;
 mod launch_steps;
 mod lifecycle;
+mod linux;
+mod measure;
 mod refusals;
 mod support;

@@ -237,15 +237,18 @@ impl Serial {
 
     /// Reads until that was written, and forgets everything up to there.
     pub(crate) fn until(&mut self, what: &str) {
+        self.up_to(what);
+    }
+
+    /// The same, and returns what came before it.
+    pub(crate) fn up_to(&mut self, what: &str) -> String {
         let by = Instant::now() + DEADLINE;
-        loop {
-            if let Some(at) = self.text.find(what) {
-                self.text.drain(..at + what.len());
-                return;
-            }
+        while !self.text.contains(what) {
             assert!(Instant::now() < by, "no {what:?} on the serial line, but {:?}", self.text);
             self.read();
         }
+        let rest = self.text.split_off(self.text.find(what).expect("it is there") + what.len());
+        std::mem::replace(&mut self.text, rest)
     }
 
     /// What comes within this time.
