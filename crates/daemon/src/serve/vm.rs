@@ -271,7 +271,7 @@ impl Vms {
                 let event = v1::Event {
                     position,
                     time: to_proto::timestamp(vm.updated_at).into(),
-                    kind: "vm.snapshot".to_owned(),
+                    kind: "snapshot".to_owned(),
                     vm_id: vm.id.uuid().to_string(),
                     vm: to_proto::vm(vm, &[]).into(),
                     ..Default::default()
@@ -280,6 +280,8 @@ impl Vms {
             }));
             after = page.next;
             if after.is_none() {
+                let synced = v1::Event { position, kind: "synced".to_owned(), ..Default::default() };
+                responses.push(v1::WatchVmsResponse { event: synced.into(), ..Default::default() });
                 return Ok(responses);
             }
         }
