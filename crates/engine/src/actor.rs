@@ -324,31 +324,31 @@ impl Hands<'_> {
             if due > now {
                 return Ok(Next::Rest(due));
             }
-            inner.record_own(vm.id, Goal::Delete { grace_ms: None }).await?;
+            inner.record_own(vm, Goal::Delete { grace_ms: None }).await?;
             return Ok(Next::Again);
         }
         if vm.expired(now) {
             tracing::info!(vm_id = %vm.id, "its time to live is over");
             let grace_ms = u64::try_from(inner.config.shutdown_grace.as_millis()).ok();
-            inner.record_own(vm.id, Goal::Delete { grace_ms }).await?;
+            inner.record_own(vm, Goal::Delete { grace_ms }).await?;
             return Ok(Next::Again);
         }
         match react(vm, now, jitter(&*inner.seams.rng)) {
             Reaction::None => {}
             Reaction::Settle(power) => {
-                self.change(vm.id, move |vm| vm.desired.power = power).await?;
+                self.change(vm, move |vm| vm.desired.power = power).await?;
                 return Ok(Next::Again);
             }
             Reaction::RestartAt(restarts) => {
-                self.change(vm.id, move |vm| vm.restarts = restarts).await?;
+                self.change(vm, move |vm| vm.restarts = restarts).await?;
                 return Ok(Next::Again);
             }
             Reaction::RestartNow => {
-                inner.record_own(vm.id, Goal::Boot).await?;
+                inner.record_own(vm, Goal::Boot).await?;
                 return Ok(Next::Again);
             }
             Reaction::GiveUp(failure) => {
-                self.change(vm.id, move |vm| {
+                self.change(vm, move |vm| {
                     vm.failure = Some(failure.clone());
                     vm.desired.power = Power::Stopped;
                 })
@@ -374,7 +374,7 @@ impl Hands<'_> {
             None => Ok(Next::Idle),
             // Starting is a thing that people want to find in the history.
             Some(Step::Launch | Step::Define) if vm.desired.power != Power::Stopped => {
-                self.inner.record_own(vm.id, Goal::Boot).await?;
+                self.inner.record_own(vm, Goal::Boot).await?;
                 Ok(Next::Again)
             }
             Some(Step::Resume) if self.rests_paused(&view) => {
@@ -624,14 +624,19 @@ impl Hands<'_> {
             .await
     }
 
-    async fn change(&self, vm: VmId, change: impl Fn(&mut Vm) + Send + Sync + 'static) -> Result<(), StoreError> {
+    /// Changes the record by a decision that nobody asked for, unless it is out of date: a request that
+    /// came in since the record was read outranks it.
+    async fn change(&self, seen: &Vm, change: impl Fn(&mut Vm) + Send + Sync + 'static) -> Result<(), StoreError> {
         let (change, now) = (Arc::new(change), self.inner.seams.clock.now());
+        let (id, version) = (seen.id, seen.resource_version);
         self.inner
             .store
             .write(move |tx| {
                 let change = Arc::clone(&change);
                 Box::pin(async move {
-                    commit::change_vm(tx, vm, None, now, |vm| change(vm)).await?;
+                    if commit::is_as_seen(tx, id, version).await? {
+                        commit::change_vm(tx, id, None, now, |vm| change(vm)).await?;
+                    }
                     Ok(())
                 })
             })

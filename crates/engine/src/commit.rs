@@ -27,6 +27,12 @@ pub(crate) async fn change_vm(
     Ok(Some(vm))
 }
 
+/// Whether a VM's record is the one that was read, and nobody has asked anything of it since.
+pub(crate) async fn is_as_seen(tx: &Tx, id: VmId, resource_version: u64) -> Result<bool, StoreError> {
+    let unchanged = tx.vms().get(id).await?.is_some_and(|vm| vm.resource_version == resource_version);
+    Ok(unchanged && tx.operations().open_of(id).await?.is_empty())
+}
+
 /// Pushes an event about a VM.
 pub(crate) async fn push_vm(
     tx: &Tx,

@@ -347,38 +347,30 @@ impl Inner {
     }
 
     /// Records an operation that nobody asked for: a restart by policy, the end of a time to live.
-    pub(crate) async fn record_own(&self, vm: VmId, goal: Goal) -> Result<(), StoreError> {
+    /// Not if the decision is out of date: a request that came in since the record was read outranks it.
+    pub(crate) async fn record_own(&self, seen: &Vm, goal: Goal) -> Result<(), StoreError> {
         let now = self.seams.clock.now();
-        let id = new_id!(OperationId, self.seams);
         let deletes = matches!(goal, Goal::Delete { .. });
-        let ended: Vec<Operation> = self
-            .store
+        let id = new_id!(OperationId, self.seams);
+        let operation = Operation::new(id, seen.project, seen.id, goal, Priority::Default, now);
+        let version = seen.resource_version;
+        self.store
             .write(move |tx| {
-                let goal = goal.clone();
+                let operation = operation.clone();
                 Box::pin(async move {
-                    // What was read to decide this may be older than a request to delete it.
-                    let found = tx.vms().get(vm).await?.filter(|vm| !vm.desired.deleted || deletes);
-                    let Some(mut vm) = found else { return Ok(Vec::new()) };
-                    let operation = Operation::new(id, vm.project, vm.id, goal.clone(), Priority::Default, now);
-                    vm.desired.deleted |= deletes;
-                    vm.restarts.due = None;
-                    let open = tx.operations().open_of(vm.id).await?;
-                    let ended = end_overtaken(tx, &goal, &open, now).await?;
-                    commit::change_vm(tx, vm.id, Some(id), now, |stored| {
-                        stored.desired = vm.desired;
-                        stored.restarts = vm.restarts;
+                    if !commit::is_as_seen(tx, operation.vm, version).await? {
+                        return Ok(());
+                    }
+                    commit::change_vm(tx, operation.vm, Some(id), now, |vm| {
+                        vm.desired.deleted |= deletes;
+                        vm.restarts.due = None;
                     })
                     .await?;
                     tx.operations().insert(&operation).await?;
-                    commit::push_operation(tx, &operation, now).await?;
-                    Ok::<_, StoreError>(ended)
+                    commit::push_operation(tx, &operation, now).await
                 })
             })
-            .await?;
-        for operation in &ended {
-            self.waiters.end(operation, None);
-        }
-        Ok(())
+            .await
     }
 }
 

@@ -277,3 +277,25 @@ fn a_machine_that_could_not_be_adopted_is_asked_for_again() {
         engine.stop().await;
     });
 }
+
+#[test]
+fn a_request_outranks_what_the_engine_decided_before_it() {
+    for seed in 20..60 {
+        let lab = Lab::new(seed);
+        let engine = lab.start();
+        let host = lab.host.clone();
+        lab.world.run(async move {
+            let made = engine.create_vm(create("again", true)).await.unwrap();
+            finished(&engine, &made).await.unwrap();
+            host.guest_power_off(made.vm_id).unwrap();
+            // At the moment of the end, while the engine is about to settle that it stays down.
+            until(&engine, made.vm_id, |vm| vm.state() == VmState::Shutdown).await;
+            let boot = ask(&engine, made.vm_id, Goal::Boot).await.unwrap();
+            assert_eq!(boot.status, Status::Succeeded);
+            assert_eq!(vm(&engine, made.vm_id).await.desired.power, Power::Running, "seed {seed}");
+            ask(&engine, made.vm_id, Goal::Pause).await.unwrap();
+            assert_eq!(vm(&engine, made.vm_id).await.state(), VmState::Paused, "seed {seed}");
+            engine.stop().await;
+        });
+    }
+}
