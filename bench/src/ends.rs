@@ -14,6 +14,8 @@ use v1::VmState as S;
 
 /// The most VMs that one bulk create takes.
 const BULK: usize = 1000;
+/// Past this something is broken.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// From the kill of a QEMU to the recorded exit, as a watcher sees it.
 pub(crate) async fn killed_to_recorded(runs: usize) -> Result<Vec<Row>> {
@@ -25,11 +27,14 @@ pub(crate) async fn killed_to_recorded(runs: usize) -> Result<Vec<Row>> {
         let pid = pid_of(&client, &id).await?;
         let request = v1::WatchVmsRequest { vm_ids: vec![id.clone()], snapshot: true, ..Default::default() };
         let mut watch = client.watch_vms(request).await?;
-        until(&mut watch, |event| event.kind == "synced").await?;
+        // The VM as it is comes first: from there on nothing is missed.
+        until(&mut watch, |event| event.kind == "snapshot").await?;
         let begun = Instant::now();
         host::end(pid, None);
-        until(&mut watch, |event| event.vm.as_option().is_some_and(|vm| vm.exit.cause == "killed")).await?;
+        let ended = until(&mut watch, |event| event.vm.as_option().is_some_and(|vm| vm.exit.is_set())).await?;
         found.push(begun.elapsed().as_secs_f64() * 1e3);
+        let cause = ended.vm.into_option().map(|vm| vm.exit.cause.clone()).unwrap_or_default();
+        ensure!(cause == "killed", "a QEMU that was killed is recorded as \"{cause}\"");
         client.boot_vm(v1::BootVmRequest { vm_id: id.clone(), ..Default::default() }).await?;
     }
     Ok(vec![Row::figure("killed QEMU -> exit seen by a watcher", "ms", &found, Bar::AtMost(50.0))])
@@ -74,13 +79,16 @@ async fn restarts(daemon: &mut Daemon, runs: usize, vms: usize) -> Result<Vec<f6
     Ok(found)
 }
 
-async fn until(watch: &mut Watch, so: impl Fn(&v1::Event) -> bool) -> Result<()> {
-    loop {
-        let event = watch.next().await?.context("the daemon ended the stream")?;
-        if so(&event) {
-            return Ok(());
+async fn until(watch: &mut Watch, so: impl Fn(&v1::Event) -> bool) -> Result<v1::Event> {
+    let wait = async {
+        loop {
+            let event = watch.next().await?.context("the daemon ended the stream")?;
+            if so(&event) {
+                return Ok(event);
+            }
         }
-    }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.context("the event that was waited for does not come")?
 }
 
 async fn until_running(client: &Client, vms: usize) -> Result<()> {

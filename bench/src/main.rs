@@ -18,7 +18,7 @@ mod stats;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::report::Row;
@@ -68,11 +68,18 @@ async fn run(flags: Flags) -> Result<()> {
     let mut facts = host::facts();
     let temporary = std::env::temp_dir();
     facts.push(("fdatasync p50 before", format!("{:.2} ms", host::fdatasync_p50_ms(&temporary, 200)?)));
-    let (mut rows, begun) = (Vec::new(), Instant::now());
+    let (mut rows, mut failed, begun) = (Vec::new(), 0, Instant::now());
     for bench in Bench::value_variants() {
         if flags.only.is_empty() || flags.only.contains(bench) {
             let begun = Instant::now();
-            rows.extend(measure(*bench, flags.quick).await.with_context(|| format!("{bench:?}"))?);
+            match measure(*bench, flags.quick).await {
+                Ok(measured) => rows.extend(measured),
+                // The others are worth having.
+                Err(error) => {
+                    eprintln!("bench: {bench:?} failed: {error:#}");
+                    failed += 1;
+                }
+            }
             eprintln!("bench: {bench:?} took {:.0} s", begun.elapsed().as_secs_f64());
         }
     }
@@ -85,6 +92,7 @@ async fn run(flags: Flags) -> Result<()> {
     let path = flags.json.map_or_else(|| daemon::beside_us("bench").map(|own| own.with_extension("json")), Ok)?;
     std::fs::write(&path, format!("{:#}\n", report::json(&facts, &rows)))?;
     println!("as JSON: {}", path.display());
+    ensure!(failed == 0, "{failed} of the benchmarks failed");
     Ok(())
 }
 
