@@ -7,6 +7,7 @@
 //!                  └── no answer in time ────> an error; watched all the same, asked again later
 //! ```
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use roost_model::observe::Report;
 use roost_model::{ExitCause, LaunchId, Machine as Observed};
 
 use crate::clear::open;
-use crate::config::{Limits, QMP_SOCKET};
+use crate::config::{Limits, QEMU_LOG, QMP_SOCKET};
 use crate::exits::Exits;
 use crate::machine::{Identity, Machine, Processes, connect};
 use crate::qmp::QmpError;
@@ -44,15 +45,16 @@ impl Found {
     }
 }
 
-/// Looks for one VM. `has_files`: the VM's own directory exists.
+/// Looks for one VM, whose own directory is `state_dir` if there is one.
 pub(crate) async fn find(
     adoptee: Adoptee,
-    has_files: bool,
+    state_dir: &Path,
     exits: &Exits,
     events: &EventSender,
     limits: &Limits,
 ) -> Found {
     let vm = adoptee.definition.id;
+    let has_files = state_dir.is_dir();
     let (launch, record) = match LaunchRecord::find(&adoptee.resources) {
         None => return never_or_no_more(adoptee.launch, has_files, false),
         Some((_, Err(error))) => {
@@ -87,6 +89,7 @@ pub(crate) async fn find(
         accelerator: record.accelerator,
         machine: record.machine,
         run_dir: record.run_dir,
+        log: state_dir.join(QEMU_LOG),
     };
     let (greeting, silent) = match greeting {
         Ok(greeting) => (Some(greeting), None),

@@ -173,6 +173,19 @@ impl QemuBackend {
         Ok((tools, choice, args))
     }
 
+    /// Runs what blocks on another thread, to its end even when nobody waits for it any more. The turn,
+    /// and this backend's end, come after it: after what it made is dropped, too, if nobody takes it.
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        turn: &Turn,
+        work: impl FnOnce(&Shared) -> Result<T, BackendError> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        let (turn, shared) = (Arc::clone(turn), Arc::clone(&self.shared));
+        // Fields are dropped in their order.
+        let (made, _turn, _shared) = on_thread(move || Ok((work(&shared)?, turn, shared))).await?;
+        Ok(made)
+    }
+
     /// From the first record to a machine whose CPUs run. What fails in it is undone by the caller.
     async fn launch(
         &self,
@@ -187,28 +200,15 @@ impl QemuBackend {
         let (program, keeper) = (order.program.clone(), self.shared.config.console_binary.clone());
         let qemu_log = order.state_dir.join(QEMU_LOG);
         let log_start = log::length(&qemu_log);
-        let waiting = {
-            let (shared, turn) = (Arc::clone(&self.shared), Arc::clone(turn));
-            on_thread(move || {
-                let _turn = turn;
-                launch::make(order, &shared.exits)
-            })
-        };
-        let waiting = waiting.await.map_err(|e| (e, None))?;
+        let made = self.in_turn(turn, move |shared| launch::make(order, &shared.exits));
+        let waiting = made.await.map_err(|e| (e, None))?;
         let processes = waiting.processes();
         let failed = |e: BackendError| (e, Some(processes.clone()));
         let launch = identity.launch;
         let resource = waiting.record(record).resource(launch);
         journal.record(resource).await.map_err(|e| failed(e.into()))?;
         self.update(vm.id, |entry| entry.starting = Some((launch, processes.vmm.clone())));
-        let released = {
-            let (program, shared, turn) = (program.clone(), Arc::clone(&self.shared), Arc::clone(turn));
-            on_thread(move || {
-                // Whoever waits for the end of this backend waits for this too.
-                let (_shared, _turn) = (shared, turn);
-                waiting.release(&program, &keeper)
-            })
-        };
+        let released = self.in_turn(turn, move |_| waiting.release(&program, &keeper));
         let (mut exited, control) = released.await.map_err(&failed)?;
         let greeting = match greet(control, limits.launch).await {
             Ok(greeting) => greeting,
@@ -267,12 +267,11 @@ impl Backend for QemuBackend {
         let dir = self.shared.config.vm_state_dir(vm.id);
         journal.record(directory(&dir)).await?;
         let turn = self.turn(vm.id).await;
-        on_thread(move || {
-            let _turn = turn;
+        let make = move |_: &Shared| {
             let made = ensure_private_dir(&dir.join(CONSOLE_DIR));
             made.map(drop).map_err(|e| crate::host_error("HOST_DIRECTORY", &e))
-        })
-        .await
+        };
+        self.in_turn(&turn, make).await
     }
 
     async fn boot(&self, vm: &Definition, launch: LaunchId, journal: &dyn Journal) -> Result<Booted, BackendError> {
@@ -300,6 +299,7 @@ impl Backend for QemuBackend {
             accelerator: choice.to_string(),
             machine,
             run_dir: record.run_dir.clone(),
+            log: config.vm_state_dir(vm.id).join(QEMU_LOG),
         };
         let order = Order {
             program: tools.probe.binary.path.clone(),
@@ -404,7 +404,7 @@ impl QemuBackend {
         let Shared { config, exits, events, .. } = &*self.shared;
         let state_dir = config.vm_state_dir(vm);
         log::cut(&state_dir.join(QEMU_LOG));
-        let found = adopt::find(adoptee, state_dir.is_dir(), exits, events, &config.limits).await;
+        let found = adopt::find(adoptee, &state_dir, exits, events, &config.limits).await;
         self.update(vm, |entry| {
             entry.machine = found.machine;
             entry.ended = match &found.report {

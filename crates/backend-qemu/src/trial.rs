@@ -18,14 +18,14 @@ use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::exits::{Exited, Exits};
 
-/// What a run may say on its standard error; what is more is refused to it.
-const STDERR_LIMIT: u64 = 64 * 1024;
+/// What a run may say on its standard output and error; what is more is refused to it.
+const SAID_LIMIT: u64 = 64 * 1024;
 
 #[derive(Debug)]
 pub(crate) struct Trial {
     process: Process,
     exited: Exited,
-    stderr: OwnedFd,
+    said: OwnedFd,
 }
 
 impl Trial {
@@ -36,16 +36,17 @@ impl Trial {
         fds: Vec<(OwnedFd, RawFd)>,
         exits: &Exits,
     ) -> Result<Self, BackendError> {
-        let stderr = bounded_file().map_err(|e| crate::host_error("HOST_EXHAUSTED", &e))?;
-        let copy = stderr.try_clone().map_err(|e| crate::host_error("HOST_EXHAUSTED", &e))?;
-        let mut launch = Launch::new(binary).args(args).stderr(copy);
+        let exhausted = |e: std::io::Error| crate::host_error("HOST_EXHAUSTED", &e);
+        let said = bounded_file().map_err(exhausted)?;
+        let (stdout, stderr) = (said.try_clone().map_err(exhausted)?, said.try_clone().map_err(exhausted)?);
+        let mut launch = Launch::new(binary).args(args).stdout(stdout).stderr(stderr);
         for (fd, number) in fds {
             launch = launch.fd(fd, number);
         }
         let gated = launch.spawn_gated().map_err(|e| not_started(binary, &e))?;
         let exited = exits.watch(gated.process())?;
         let process = gated.release().map_err(|e| not_started(binary, &e))?;
-        Ok(Self { process, exited, stderr })
+        Ok(Self { process, exited, said })
     }
 
     /// Waits for the end; `None` when it did not come in time.
@@ -53,13 +54,18 @@ impl Trial {
         tokio::time::timeout(limit, &mut self.exited).await.ok().map(|exit| exit.ok().flatten())
     }
 
-    /// The last line of what it said on its standard error.
-    pub(crate) fn last_words(&self) -> String {
+    /// What it said on its standard output and error, in lines.
+    pub(crate) fn said(&self) -> Vec<String> {
         // The position is shared with the run: it is how much it wrote.
-        let written = rustix::fs::tell(&self.stderr).unwrap_or(0).min(STDERR_LIMIT);
+        let written = rustix::fs::tell(&self.said).unwrap_or(0).min(SAID_LIMIT);
         let mut text = vec![0; usize::try_from(written).unwrap_or(0)];
-        let read = rustix::io::pread(&self.stderr, &mut text[..], 0).unwrap_or(0);
-        crate::log::printable(&text[..read]).last().cloned().unwrap_or_default()
+        let read = rustix::io::pread(&self.said, &mut text[..], 0).unwrap_or(0);
+        crate::log::printable(&text[..read])
+    }
+
+    /// The last line of it.
+    pub(crate) fn last_words(&self) -> String {
+        self.said().pop().unwrap_or_default()
     }
 }
 
@@ -80,7 +86,7 @@ pub(crate) fn file_with(bytes: &[u8]) -> std::io::Result<OwnedFd> {
 /// A file without a name that cannot grow: a run that never stops talking fills no memory.
 fn bounded_file() -> std::io::Result<OwnedFd> {
     let file = rustix::fs::memfd_create("roost-trial", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    rustix::fs::ftruncate(&file, STDERR_LIMIT)?;
+    rustix::fs::ftruncate(&file, SAID_LIMIT)?;
     rustix::fs::fcntl_add_seals(&file, SealFlags::GROW)?;
     Ok(file)
 }

@@ -157,7 +157,7 @@ fn no_memory_plug(max: Bytes, size: Bytes) -> BackendError {
     )
 }
 
-pub(super) fn boot(vm: &Definition, args: &mut Args) {
+pub(super) fn boot(vm: &Definition, plan: &Plan<'_>, args: &mut Args) -> Result<(), BackendError> {
     let boot = &vm.spec.boot;
     if let Some(kernel) = &boot.kernel_path {
         args.value("-kernel", kernel.as_path());
@@ -167,9 +167,16 @@ pub(super) fn boot(vm: &Definition, args: &mut Args) {
         if !boot.kernel_args.is_empty() {
             args.value("-append", boot.kernel_args.as_str());
         }
+    } else if plan.machine == MachineType::Microvm {
+        let Some(firmware) = &plan.probe.microvm_firmware else {
+            let problem = "this QEMU has no firmware that starts a microvm from a disk";
+            return Err(unsupported("boot", "from a disk", problem, "boot.kernel_path, or machine q35"));
+        };
+        args.value("-bios", firmware);
     }
     // Nothing but what is listed is booted from.
     args.value("-boot", "menu=off,strict=on");
+    Ok(())
 }
 
 pub(super) fn control(plan: &Plan<'_>, args: &mut Args) {

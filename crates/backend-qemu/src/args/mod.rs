@@ -55,7 +55,7 @@ pub(crate) fn build(vm: &Definition, plan: &Plan<'_>) -> Result<Vec<OsString>, B
     board::machine(vm, plan, &mut args)?;
     board::processors(vm, plan, &mut args)?;
     board::memory(vm, plan, &mut args)?;
-    board::boot(vm, &mut args);
+    board::boot(vm, plan, &mut args)?;
     board::control(plan, &mut args);
     board::serial(vm, &mut args);
     disks::add(vm, plan, &mut places, &mut args)?;

@@ -35,6 +35,7 @@ pub(crate) fn probe() -> Probe {
         types: types.iter().map(|s| (*s).to_owned()).collect(),
         cpu_models: ["max", "host", "Skylake-Server-v4"].iter().map(|s| (*s).to_owned()).collect(),
         sandbox: true,
+        microvm_firmware: Some("/usr/share/seabios/bios-microvm.bin".to_owned()),
     }
 }
 
@@ -143,6 +144,17 @@ fn disks_of_every_bus_on_q35_boot_in_order() {
         cdrom("a1", Bus::Sata),
     ];
     insta::assert_snapshot!(golden(MachineType::Q35, spec));
+}
+
+#[test]
+fn a_microvm_starts_from_a_disk_by_firmware_that_can() {
+    let spec = VmSpec { boot: Boot::default(), storage: vec![disk("root", Bus::Virtio)], ..kernel_spec() };
+    let args = built(MachineType::Microvm, &probe(), &tcg(), spec.clone()).unwrap();
+    let at = args.iter().position(|arg| arg == "-bios").unwrap();
+    assert_eq!(args[at + 1], "/usr/share/seabios/bios-microvm.bin");
+    let without = Probe { microvm_firmware: None, ..probe() };
+    let error = built(MachineType::Microvm, &without, &tcg(), spec).unwrap_err();
+    assert_eq!(error.reason, "UNSUPPORTED_BY_MACHINE");
 }
 
 #[test]

@@ -60,6 +60,7 @@ pub(super) struct Actor {
     launch: LaunchId,
     link: Link,
     socket: PathBuf,
+    log: PathBuf,
     view: watch::Sender<View>,
     events: EventSender,
     pending: HashMap<u64, Pending>,
@@ -111,6 +112,7 @@ impl Actor {
             launch: identity.launch,
             link,
             socket: identity.run_dir.join(QMP_SOCKET),
+            log: identity.log.clone(),
             view,
             events,
             pending: HashMap::new(),
@@ -363,8 +365,13 @@ impl Actor {
         };
         // Whoever inherited its end of the socket keeps us from reading to the end.
         let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
-        let held = self.view.borrow().run == Run::Held;
-        self.end(if held { ExitCause::PowerOff } else { self.cause_of(status) });
+        let known = self.view.borrow().run;
+        let cause = if known == Run::Held { ExitCause::PowerOff } else { self.cause_of(status) };
+        if cause == ExitCause::Crashed && !matches!(known, Run::Ended(_)) {
+            let said = crate::log::tail(&self.log, 0).join("; ");
+            tracing::error!(vm_id = %self.vm, ?status, said, "QEMU crashed");
+        }
+        self.end(cause);
         self.lost(&QmpError::Closed);
         self.view.send_modify(|view| view.gone = true);
     }

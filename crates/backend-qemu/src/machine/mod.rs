@@ -92,6 +92,8 @@ pub(crate) struct Identity {
     pub(crate) machine: String,
     /// Where its sockets are.
     pub(crate) run_dir: PathBuf,
+    /// What QEMU says on its standard error.
+    pub(crate) log: PathBuf,
 }
 
 /// The handle of a living machine. Dropping the last one lets go of it: the guest runs on.

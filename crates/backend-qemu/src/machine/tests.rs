@@ -47,6 +47,7 @@ impl Stage {
             accelerator: "tcg: a test".to_owned(),
             machine: "none".to_owned(),
             run_dir: dir.path().to_owned(),
+            log: dir.path().join("qemu.log"),
         };
         let (sender, events) = events();
         let socket = dir.path().join(QMP_SOCKET);

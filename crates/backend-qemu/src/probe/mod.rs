@@ -49,6 +49,8 @@ pub(crate) struct Probe {
     pub(crate) cpu_models: BTreeSet<String>,
     /// It runs under its own system call filter here.
     pub(crate) sandbox: bool,
+    /// The firmware that starts a microvm from a disk. QEMU's own choice may be one that cannot.
+    pub(crate) microvm_firmware: Option<String>,
 }
 
 /// One machine type.

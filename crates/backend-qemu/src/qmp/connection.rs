@@ -46,19 +46,19 @@ impl Connection {
     /// Takes the greeting and leaves the negotiation behind. Commands may follow at once: QEMU
     /// takes them in order.
     pub(crate) async fn handshake(&mut self, limit: Duration) -> Result<Version, QmpError> {
+        let mut events = VecDeque::new();
         let shake = async {
-            self.send(&Command::new("qmp_capabilities"))?;
+            let id = self.send(&Command::new("qmp_capabilities"))?;
             let version = match self.next().await? {
                 Message::Greeting { version } => version,
                 other => return Err(QmpError::Garbage { excerpt: format!("{other:?} instead of a greeting") }),
             };
-            match self.next().await? {
-                Message::Return { .. } => Ok(version),
-                Message::Error { text, .. } => Err(QmpError::Refused { command: "qmp_capabilities", text }),
-                other => Err(QmpError::Garbage { excerpt: format!("{other:?} instead of an answer") }),
-            }
+            self.answer_to(id, "qmp_capabilities", &mut events).await?;
+            Ok(version)
         };
-        within(limit, "the handshake", shake).await
+        let version = within(limit, "the handshake", shake).await;
+        self.events.append(&mut events);
+        version
     }
 
     /// Sends a command and waits for its answer. The events that come meanwhile come out of
@@ -66,22 +66,29 @@ impl Connection {
     pub(crate) async fn call(&mut self, command: &Command, limit: Duration) -> Result<Value, QmpError> {
         let id = self.send(command)?;
         let mut events = VecDeque::new();
-        let answer = within(limit, command.name, async {
-            loop {
-                match self.next().await? {
-                    Message::Return { id: Some(of), value } if of == id => return Ok(value),
-                    Message::Error { id: Some(of), text, .. } if of == id => {
-                        return Err(QmpError::Refused { command: command.name, text });
-                    }
-                    Message::Event(event) => events.push_back(event),
-                    // The answer to a command whose caller went away.
-                    Message::Return { .. } | Message::Error { .. } | Message::Greeting { .. } => {}
-                }
-            }
-        })
-        .await;
+        let answer = within(limit, command.name, self.answer_to(id, command.name, &mut events)).await;
         self.events.append(&mut events);
         answer
+    }
+
+    /// Events come between any two messages, even in the middle of the handshake.
+    async fn answer_to(
+        &mut self,
+        id: u64,
+        command: &'static str,
+        events: &mut VecDeque<Event>,
+    ) -> Result<Value, QmpError> {
+        loop {
+            match self.next().await? {
+                Message::Return { id: Some(of), value } if of == id => return Ok(value),
+                Message::Error { id: Some(of), text, .. } if of == id => {
+                    return Err(QmpError::Refused { command, text });
+                }
+                Message::Event(event) => events.push_back(event),
+                // The answer to a command whose caller went away.
+                Message::Return { .. } | Message::Error { .. } | Message::Greeting { .. } => {}
+            }
+        }
     }
 
     /// Sends a command, or keeps it for when the socket takes it. Returns the ID that its answer bears.
@@ -172,8 +179,11 @@ mod tests {
     #[tokio::test]
     async fn answers_find_their_command_and_events_are_kept() {
         let (mut connection, mut peer) = pair();
-        peer.write_all(GREETING).unwrap();
+        let (greeting, answer) = GREETING.split_at(GREETING.iter().position(|b| *b == b'\n').unwrap() + 1);
+        peer.write_all(&[greeting, b"{\"event\": \"RESUME\"}\n", answer].concat()).unwrap();
         assert_eq!(connection.handshake(LIMIT).await.unwrap().to_string(), "7.2.0");
+        let Message::Event(event) = connection.next().await.unwrap() else { panic!() };
+        assert_eq!(event.name, "RESUME");
         peer.write_all(b"{\"event\": \"STOP\"}\n{\"return\": 1, \"id\": 99}\n{\"return\": 2, \"id\": 1}\n").unwrap();
         assert_eq!(connection.call(&Command::new("query-status"), LIMIT).await.unwrap(), 2);
         let Message::Event(event) = connection.next().await.unwrap() else { panic!() };

@@ -111,7 +111,10 @@ async fn a_program_that_talks_and_never_answers_is_given_up() {
 
 /// Answers the probe as the real one and misbehaves as a machine.
 fn two_faced(dir: &Path, as_machine: &str) -> PathBuf {
-    script(dir, &format!("case \" $* \" in *' -machine none '*) exec qemu-system-x86_64 \"$@\";; esac\n{as_machine}"))
+    script(
+        dir,
+        &format!("case \" $* \" in *' -machine none '*|*help*) exec qemu-system-x86_64 \"$@\";; esac\n{as_machine}"),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
