@@ -3,11 +3,15 @@
 use clap::Args;
 use clap_complete::ArgValueCompleter;
 use roost_client::v1::{DeleteVmRequest, VmState};
+use roost_client::{EnumValue, Error};
 
 use super::change::{Common, Verb, change};
 use crate::commands::completion::vm_names;
 use crate::context::Context;
 use crate::error::Failure;
+
+/// How often a VM that changes under our eyes is looked at again.
+const LOOKS: usize = 5;
 
 /// Deletes VMs.
 #[derive(Debug, Args)]
@@ -29,7 +33,7 @@ impl Delete {
         if !self.force {
             for vm in &self.vms {
                 let info = context.client.get_vm_info(vm).await?;
-                if let Some(VmState::VM_STATE_RUNNING | VmState::VM_STATE_PAUSED) = info.state.as_known() {
+                if is_up(info.state) {
                     return Err(Failure::Precondition {
                         message: format!("{vm} is {}", crate::values::state_word(info.state)),
                         hint: format!("stop it first with roost vm stop {vm}, or delete it as it runs with --force"),
@@ -41,17 +45,42 @@ impl Delete {
         let verb = Verb { doing: "deleting", done: "deleted" };
         change(context, verb, &self.vms, &self.common, None, async |vm_id| {
             // What was looked at is what is deleted: a VM that was started in between is refused.
-            let resource_version = versions.get(&vm_id).copied().unwrap_or_default();
-            let request = DeleteVmRequest {
-                vm_id,
-                force: self.force,
-                idempotency_key: self.common.key(),
-                r#async: true,
-                resource_version,
-                ..Default::default()
-            };
-            context.client.delete_vm(request).await
+            let mut resource_version = versions.get(&vm_id).copied().unwrap_or_default();
+            for _ in 0..LOOKS {
+                let request = self.request(&vm_id, resource_version);
+                match context.client.delete_vm(request).await {
+                    // The record of a VM that has just stopped still changes while it is tidied up.
+                    Err(error) if is_stale(&error) => {
+                        let info = context.client.get_vm_info(&vm_id).await?;
+                        if is_up(info.state) {
+                            return Err(error);
+                        }
+                        resource_version = info.vm.resource_version;
+                    }
+                    answer => return answer,
+                }
+            }
+            context.client.delete_vm(self.request(&vm_id, resource_version)).await
         })
         .await
     }
+
+    fn request(&self, vm_id: &str, resource_version: u64) -> DeleteVmRequest {
+        DeleteVmRequest {
+            vm_id: vm_id.to_owned(),
+            force: self.force,
+            idempotency_key: self.common.key(),
+            r#async: true,
+            resource_version,
+            ..Default::default()
+        }
+    }
+}
+
+fn is_up(state: EnumValue<VmState>) -> bool {
+    matches!(state.as_known(), Some(VmState::VM_STATE_RUNNING | VmState::VM_STATE_PAUSED))
+}
+
+fn is_stale(error: &Error) -> bool {
+    error.reason() == Some("STALE_RESOURCE_VERSION")
 }
