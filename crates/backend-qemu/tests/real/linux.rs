@@ -12,7 +12,7 @@ use roost_model::{Bytes, ExitCause, VmSpec};
 
 use crate::support::{DEADLINE, Host, Serial, new_launch};
 
-fn linux_on(machine: MachineType) -> VmSpec {
+pub(crate) fn linux_on(machine: MachineType) -> VmSpec {
     let guest = xtask::tiny_guest().unwrap();
     let args = match machine {
         MachineType::Q35 => xtask::KERNEL_ARGS.to_owned(),
@@ -48,7 +48,7 @@ fn free_port() -> u16 {
 }
 
 /// Runs a line in the guest's shell and returns what it says.
-fn shell(serial: &mut Serial, line: &str) -> String {
+pub(crate) fn shell(serial: &mut Serial, line: &str) -> String {
     serial.send(format!("{line}; echo END-OF-\"$?\"\n").as_bytes());
     // The echo of the line has quotes between its words; the answer has not.
     serial.up_to("END-OF-0")

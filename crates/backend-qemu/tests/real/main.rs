@@ -9,3 +9,4 @@ mod linux;
 mod measure;
 mod refusals;
 mod support;
+mod taps;

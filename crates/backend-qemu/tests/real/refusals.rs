@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use roost_backend::{Backend, BackendError};
-use roost_model::spec::{Accelerator, Bus, Device, Disk, DiskFormat, Forward, Nic, NicKind, Protocol};
+use roost_model::spec::{Accelerator, Backing, Bus, Device, Disk, DiskFormat, Forward, Nic, NicKind, Protocol};
 use roost_model::{Bytes, Capability, VmSpec};
 
 use crate::support::{Host, micro, new_launch};
@@ -240,6 +240,17 @@ async fn what_only_qemu_can_refuse() {
     let tap = Nic { id: "eth0".to_owned(), mac_address: None, kind: NicKind::Tap { device: "no-such-tap".to_owned() } };
     let error = failed_boot(&mut host, VmSpec { network: vec![tap], ..micro() }).await;
     assert_eq!(error.reason, "TAP_NOT_FOUND", "{error}");
+
+    // Without huge pages on the host that is said at the start, and is no crash later.
+    let pool = roost_host::stats::memory().unwrap().hugepages;
+    let mut huge = micro();
+    huge.memory.backing = Backing::Hugepages { page_size: Bytes::from_mib(2) };
+    if pool.page_bytes == 2 << 20 && pool.free == 0 {
+        let error = failed_boot(&mut host, huge).await;
+        assert_eq!(error.reason, "NO_MEMORY", "{error}");
+    } else {
+        eprintln!("not tried: a lack of huge pages, as the host has {pool:?}");
+    }
 
     // Two machines with one disk: the lock is QEMU's own.
     let spec = VmSpec { storage: vec![disk(&image, DiskFormat::Raw)], ..micro() };

@@ -196,10 +196,11 @@ pub(crate) fn micro_on(machine: MachineType) -> VmSpec {
     VmSpec { machine: Some(machine), ..micro() }
 }
 
-/// What QEMU answered is kept for all tests of this run: probing is a test of its own.
+/// What QEMU answered is kept for the tests of one build: probing is a test of its own.
 fn cache_dir() -> PathBuf {
-    static CACHE: OnceLock<TempDir> = OnceLock::new();
-    CACHE.get_or_init(|| tempfile::tempdir().unwrap()).path().join("cache")
+    let built = std::env::current_exe().and_then(std::fs::metadata).and_then(|file| file.modified()).unwrap();
+    let built = built.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("qemu-{built}"))
 }
 
 /// The keeper's program: built where it is not there yet.
