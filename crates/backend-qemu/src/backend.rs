@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -15,6 +16,7 @@ use roost_host::launch::find_program;
 use roost_host::process::Process;
 use roost_model::observe::Report;
 use roost_model::plan::Stop;
+use roost_model::spec::Backing;
 use roost_model::{BackendName, Capabilities, ExitCause, LaunchId, Machine as Observed, Resource, VmId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -32,7 +34,7 @@ use crate::{adopt, clear, files, info, log};
 /// Machines that are adopted at the same time.
 const ADOPTED_AT_ONCE: usize = 64;
 /// How long a QEMU that closed its control connection may take to end.
-const LAST_GASP: std::time::Duration = std::time::Duration::from_secs(2);
+const LAST_GASP: Duration = Duration::from_secs(2);
 
 /// QEMU as a backend. Dropping it leaves every machine running, to be adopted by the next one.
 #[derive(Debug)]
@@ -210,7 +212,7 @@ impl QemuBackend {
         self.update(vm.id, |entry| entry.starting = Some((launch, processes.vmm.clone())));
         let released = self.in_turn(turn, move |_| waiting.release(&program, &keeper));
         let (mut exited, control) = released.await.map_err(&failed)?;
-        let greeting = match greet(control, limits.launch).await {
+        let greeting = match greet(control, limits.launch + preallocation(vm)).await {
             Ok(greeting) => greeting,
             Err(error @ QmpError::Timeout { .. }) => {
                 let message = format!("QEMU does not answer: {error}");
@@ -436,6 +438,15 @@ impl QemuBackend {
             entry.starting = None;
         });
         Ok(())
+    }
+}
+
+/// What QEMU may need beyond the usual before it answers: it clears every huge page first, several GiB a
+/// second on any host.
+fn preallocation(vm: &Definition) -> Duration {
+    match vm.spec.memory.backing {
+        Backing::Hugepages { .. } => Duration::from_secs(vm.spec.memory.size.mib().div_ceil(1024)),
+        Backing::Anonymous | Backing::Shared => Duration::ZERO,
     }
 }
 

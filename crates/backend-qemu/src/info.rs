@@ -29,7 +29,9 @@ pub(crate) async fn of(machine: &Machine, limits: &Limits) -> Result<Info, Backe
     );
     let observed = machine.observed_as(status.as_ref().ok().and_then(|status| status["status"].as_str()));
     let mut details = details(machine);
-    if let Err(error) = &status {
+    if let Err(error) = &status
+        && observed.is_up()
+    {
         details.insert("control".to_owned(), error.to_string());
     }
     let metrics = if observed.is_up() { Some(metrics(machine, disks)?) } else { None };
