@@ -25,11 +25,10 @@ use crate::report::{Bar, Row};
 const CONNECTIONS: usize = 8;
 
 /// Where each row comes from and goes to; the VM that it belongs to comes first.
-const TABLES: [(&str, &str); 4] = [
+const TABLES: [(&str, &str); 3] = [
     ("SELECT id, * FROM vms", "INSERT INTO vms VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)"),
     ("SELECT vm_id, * FROM operations", "INSERT INTO operations VALUES (?,?,?,?,?,?,?,?)"),
     ("SELECT vm_id, * FROM events WHERE vm_id IS NOT NULL", "INSERT INTO events VALUES (?,?,?,?,?,?,?)"),
-    ("SELECT vm_id, * FROM outbox WHERE vm_id IS NOT NULL", "INSERT INTO outbox VALUES (?,?,?,?,?,?,?)"),
 ];
 
 #[derive(Debug)]

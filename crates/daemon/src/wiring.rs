@@ -56,6 +56,7 @@ async fn serve_until_told(config: Config) -> anyhow::Result<()> {
     let settings = EngineConfig {
         default_backend: config.backend.clone(),
         reconcile_period: config.reconcile_period,
+        parallel_starts: config.parallel_starts,
         ..EngineConfig::default()
     };
     let engine = Engine::start(settings, seams::real(), store.clone(), backends, received)

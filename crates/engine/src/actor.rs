@@ -31,6 +31,8 @@ use crate::step::{Act, Effect, View, look, perform};
 /// Attempts after which an operation ends even when none of them was seen to fail: a job that
 /// crashes its worker must not do so for ever.
 const LOST_ATTEMPTS: u32 = 20;
+/// A step that takes longer than this is put on record as what is being done.
+const TELL_PROGRESS_AFTER: Duration = Duration::from_millis(200);
 /// How long a failed attempt at reconciling without a request rests.
 const REST: Duration = Duration::from_secs(5);
 
@@ -173,7 +175,6 @@ async fn take_in(inner: &Inner, id: VmId, events: Arc<Vec<Event>>) -> Result<(),
         .write(move |tx| {
             let events = Arc::clone(&events);
             Box::pin(async move {
-                let mut reset = false;
                 let vm = commit::change_vm(tx, id, None, now, |vm| {
                     let launch = vm.observed.launch;
                     for event in events.iter().filter(|e| Some(e.launch) == launch) {
@@ -181,17 +182,17 @@ async fn take_in(inner: &Inner, id: VmId, events: Arc<Vec<Event>>) -> Result<(),
                             Happened::Ended(cause) => Machine::Ended { cause, lingering: true },
                             Happened::Paused => Machine::Paused,
                             Happened::Resumed => Machine::Running,
-                            Happened::Reset => {
-                                reset = true;
-                                continue;
-                            }
+                            Happened::Reset => continue,
                         };
                         vm.observed = observe(vm.observed, Report { machine, launch: Some(event.launch) }, now);
                     }
                 })
                 .await?;
-                if let (true, Some(vm)) = (reset, vm) {
-                    commit::push_vm(tx, "vm.reset", &vm, None, now).await?;
+                let reset = |vm: &Vm| {
+                    events.iter().any(|e| Some(e.launch) == vm.observed.launch && e.happened == Happened::Reset)
+                };
+                if let Some(vm) = vm.filter(reset) {
+                    commit::push_vm(tx, "vm.reset", &vm, None, now);
                 }
                 Ok(())
             })
@@ -200,17 +201,8 @@ async fn take_in(inner: &Inner, id: VmId, events: Arc<Vec<Event>>) -> Result<(),
 }
 
 async fn load(inner: &Inner, id: VmId) -> Result<Option<Record>, StoreError> {
-    inner
-        .store
-        .read(move |tx| {
-            Box::pin(async move {
-                let Some(vm) = tx.vms().get(id).await? else { return Ok(None) };
-                let open = tx.operations().open_of(id).await?;
-                let resources = tx.resources().of(id).await?;
-                Ok(Some(Record { vm, open, resources }))
-            })
-        })
-        .await
+    let whole = inner.store.read_one(move |tx| Box::pin(async move { tx.vms().whole(id).await })).await?;
+    Ok(whole.map(|(vm, open, resources)| Record { vm, open, resources }))
 }
 
 /// Ends the operations of a VM whose backend is no longer configured.
@@ -221,8 +213,7 @@ async fn no_backend(inner: &Inner, record: &Record) -> Result<Next, StoreError> 
         message: format!("backend {} is not configured any more", record.vm.backend),
         hint: "configure it again and repeat the request".to_owned(),
     };
-    end(inner, operation.id, record.vm.id, Status::Failed, Some(error), |vm| vm.desired.power = vm.settled_power())
-        .await?;
+    end(inner, operation, &record.vm, Status::Failed, Some(error), |vm| vm.desired.power = vm.settled_power()).await?;
     Ok(Next::Again)
 }
 
@@ -236,7 +227,7 @@ struct Hands<'a> {
 
 impl Hands<'_> {
     /// Carries an operation out, as far as it goes.
-    async fn carry_out(&self, operation: Operation, record: &Record) -> Result<Next, StoreError> {
+    async fn carry_out(&self, mut operation: Operation, record: &Record) -> Result<Next, StoreError> {
         let inner = self.inner;
         let Record { vm, resources, .. } = record;
         let mut view = View::of(vm, resources);
@@ -250,14 +241,15 @@ impl Hands<'_> {
             );
             return self.fail(&operation, vm, &view, error).await;
         }
-        let target = Target::of(&operation.goal, vm.desired);
+        let goal = operation.goal.clone();
+        let target = Target::of(&goal, vm.desired);
         let mut rebooted = !matches!(operation.goal, Goal::Reboot { .. });
         if !rebooted && !view.observed.machine.is_up() {
             let error =
                 BackendError::permanent("WRONG_STATE", format!("the VM does not run; it is {}", view.observed.machine));
             return self.fail(&operation, vm, &view, error).await;
         }
-        let next_act = |view: &View, rebooted: bool| match &operation.goal {
+        let next_act = |view: &View, rebooted: bool| match &goal {
             Goal::Reboot { grace_ms } if !rebooted && view.observed.machine == Machine::Running => {
                 Some(Act::Reboot(grace_ms.map_or(Stop::Forced, |ms| Stop::Graceful(Duration::from_millis(ms)))))
             }
@@ -268,14 +260,15 @@ impl Hands<'_> {
         };
         // The beginning is written while the first step is under way: the writer keeps the order, so
         // that it is durable before any resource that the step records.
-        let mut begun = Box::pin(self.begin(&operation, act));
+        let mut begun = Box::pin(self.begin(operation.clone(), act));
         let mut begun = match futures::poll!(&mut begun) {
-            Poll::Ready(began) => {
-                if began?.is_none() {
-                    return Ok(Next::Again);
+            Poll::Ready(began) => match began? {
+                Some(begun) => {
+                    operation = begun;
+                    None
                 }
-                None
-            }
+                None => return Ok(Next::Again),
+            },
             Poll::Pending => Some(begun),
         };
         let mut resources = resources.clone();
@@ -285,11 +278,12 @@ impl Hands<'_> {
                 self.write_view(&view, vm.id, Some(operation.id)).await?;
             }
             let outcome = self.attempt(vm, &resources, act, Some(&operation)).await;
-            if let Some(begun) = begun.take()
-                && begun.await?.is_none()
-            {
-                // It was overtaken while the step ran; the next turn finds what the step has made.
-                return self.abandon(vm, view).await;
+            if let Some(begun) = begun.take() {
+                match begun.await? {
+                    Some(begun) => operation = begun,
+                    // It was overtaken while the step ran; the next turn finds what the step has made.
+                    None => return self.abandon(vm, view).await,
+                }
             }
             match outcome {
                 Outcome::Done(effect) => {
@@ -412,32 +406,88 @@ impl Hands<'_> {
     /// Carries out one act, until it ends, its time is over, or somebody wants something else.
     async fn attempt(&self, vm: &Vm, resources: &[Resource], act: Act, operation: Option<&Operation>) -> Outcome {
         let clock = &self.inner.seams.clock;
-        let now = clock.now();
+        let id = operation.map(|o| o.id);
+        let mut turn = None;
+        if act == Act::Step(Step::Launch) {
+            let priority = operation.map_or_else(Default::default, |o| o.priority);
+            turn = self.unless_interrupted(vm.id, id, self.inner.starts.turn(priority)).await;
+            if turn.is_none() {
+                return Outcome::Interrupted;
+            }
+        }
         let mut allowed = act.deadline();
         if let Some(deadline) = operation.and_then(|o| o.deadline) {
-            allowed = allowed.min(deadline.since(now));
+            allowed = allowed.min(deadline.since(clock.now()));
         }
-        let mut work = Box::pin(perform(self.inner, self.backend, vm, resources, act));
-        let mut over = clock.sleep(allowed);
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut work => return match done {
-                    Ok(effect) => Outcome::Done(effect),
-                    Err(error) => Outcome::Failed(error),
-                },
-                () = &mut over => {
-                    return Outcome::Failed(BackendError::transient(
-                        "STEP_TIMEOUT",
-                        format!("{} took longer than {} s", act.progress().message, allowed.as_secs()),
-                    ));
-                }
-                () = self.inbox.notify.notified() => {
-                    if self.is_interrupted(vm.id, operation.map(|o| o.id)).await {
-                        return Outcome::Interrupted;
+        let work = async {
+            let mut work = Box::pin(perform(self.inner, self.backend, vm, resources, act));
+            let mut over = clock.sleep(allowed);
+            let mut told = clock.sleep(TELL_PROGRESS_AFTER);
+            let mut untold = operation.filter(|o| o.progress != act.progress());
+            loop {
+                tokio::select! {
+                    biased;
+                    done = &mut work => return match done {
+                        Ok(effect) => Outcome::Done(effect),
+                        Err(error) => Outcome::Failed(error),
+                    },
+                    () = &mut over => {
+                        return Outcome::Failed(BackendError::transient(
+                            "STEP_TIMEOUT",
+                            format!("{} took longer than {} s", act.progress().message, allowed.as_secs()),
+                        ));
+                    }
+                    () = &mut told, if untold.is_some() => {
+                        if let Some(operation) = untold.take() {
+                            self.tell_progress(operation, act).await;
+                        }
                     }
                 }
             }
+        };
+        let outcome = self.unless_interrupted(vm.id, id, work).await.unwrap_or(Outcome::Interrupted);
+        drop(turn);
+        outcome
+    }
+
+    /// Runs the future, unless somebody wants something else meanwhile: then it is dropped where it was.
+    async fn unless_interrupted<T>(
+        &self,
+        vm: VmId,
+        operation: Option<OperationId>,
+        future: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut future = Box::pin(future);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut future => return Some(done),
+                () = self.inbox.notify.notified() => {
+                    if self.is_interrupted(vm, operation).await {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts what is being done on record for those who watch; nothing depends on it.
+    async fn tell_progress(&self, operation: &Operation, act: Act) {
+        let now = self.inner.seams.clock.now();
+        let seen = Arc::new(operation.clone());
+        let told: Result<(), StoreError> = self
+            .inner
+            .store
+            .write(move |tx| {
+                let seen = Arc::clone(&seen);
+                Box::pin(async move {
+                    commit::change_open(tx, &seen, now, |operation| operation.progress = act.progress()).await?;
+                    Ok(())
+                })
+            })
+            .await;
+        if let Err(error) = told {
+            tracing::debug!(operation_id = %operation.id, error = %error, "progress was not recorded");
         }
     }
 
@@ -462,14 +512,15 @@ impl Hands<'_> {
         read.unwrap_or(false)
     }
 
-    async fn begin(&self, operation: &Operation, act: Act) -> Result<Option<Operation>, StoreError> {
+    async fn begin(&self, operation: Operation, act: Act) -> Result<Option<Operation>, StoreError> {
         let claim = Claim { node: self.inner.node, epoch: self.inner.epoch, worker: operation.vm.to_string() };
-        let (id, progress, now) = (operation.id, act.progress(), self.inner.seams.clock.now());
+        let (progress, now) = (act.progress(), self.inner.seams.clock.now());
+        let all = Arc::new((operation, claim, progress));
         self.inner
             .store
             .write(move |tx| {
-                let (claim, progress) = (claim.clone(), progress.clone());
-                Box::pin(async move { commit::begin(tx, id, claim, progress, now).await })
+                let all = Arc::clone(&all);
+                Box::pin(async move { commit::begin(tx, &all.0, &all.1, &all.2, now).await })
             })
             .await
     }
@@ -480,7 +531,7 @@ impl Hands<'_> {
             return Ok(Next::Idle);
         }
         let view = view.clone();
-        end(self.inner, operation.id, vm.id, Status::Succeeded, None, move |vm| view.write_to(vm)).await?;
+        end(self.inner, operation, vm, Status::Succeeded, None, move |vm| view.write_to(vm)).await?;
         Ok(Next::Again)
     }
 
@@ -488,19 +539,19 @@ impl Hands<'_> {
     async fn remove(&self, operation: &Operation, vm: &Vm) -> Result<(), StoreError> {
         let inner = self.inner;
         let now = inner.seams.clock.now();
-        let (id, vm) = (operation.id, vm.clone());
+        let (operation, vm) = (Arc::new(operation.clone()), Arc::new(vm.clone()));
         let ended: Option<Operation> = inner
             .store
             .write(move |tx| {
-                let vm = vm.clone();
+                let (operation, vm) = (Arc::clone(&operation), Arc::clone(&vm));
                 Box::pin(async move {
                     for resource in tx.resources().of(vm.id).await? {
                         tracing::error!(vm_id = %vm.id, resource = ?resource, "the backend left a resource on record");
                         tx.resources().forget(vm.id, resource.kind, &resource.key).await?;
                     }
                     tx.vms().remove(vm.id).await?;
-                    commit::push_vm(tx, "vm.deleted", &vm, Some(id), now).await?;
-                    commit::finish(tx, id, Status::Succeeded, None, now).await
+                    commit::push_vm(tx, "vm.deleted", &vm, Some(operation.id), now);
+                    commit::finish(tx, &operation, Status::Succeeded, None, now).await
                 })
             })
             .await?;
@@ -524,28 +575,25 @@ impl Hands<'_> {
         }
         let now = inner.seams.clock.now();
         tracing::warn!(vm_id = %vm.id, backend = %vm.backend, operation_id = %operation.id, error = %error, "an attempt failed");
-        // `begin` has counted this attempt; the record that was read before has not.
-        let counted = Operation { attempt: operation.attempt + 1, ..operation.clone() };
-        match counted.after_failure(error.is_transient(), now, jitter(&*inner.seams.rng)) {
+        match operation.after_failure(error.is_transient(), now, jitter(&*inner.seams.rng)) {
             AfterFailure::GiveUp => self.fail(operation, vm, &view, error).await,
             AfterFailure::Retry(at) => {
-                let (id, vm_id) = (operation.id, vm.id);
+                let (operation, vm) = (Arc::new(operation.clone()), Arc::new(vm.clone()));
                 let error: OperationError = error.into();
                 let written: Result<(), StoreError> = inner
                     .store
                     .write(move |tx| {
                         let (view, error) = (view.clone(), error.clone());
+                        let (operation, vm) = (Arc::clone(&operation), Arc::clone(&vm));
                         Box::pin(async move {
-                            commit::change_vm(tx, vm_id, Some(id), now, |vm| view.write_to(vm)).await?;
-                            let found = tx.operations().get(id).await?.filter(|o| !o.status.is_final());
-                            if let Some(mut operation) = found {
+                            commit::change_seen(tx, &vm, Some(operation.id), now, |vm| view.write_to(vm)).await?;
+                            commit::change_open(tx, &operation, now, |operation| {
                                 operation.status = Status::Pending;
                                 operation.claim = None;
                                 operation.run_after = at;
-                                operation.error = Some(error);
-                                tx.operations().update(&operation).await?;
-                                commit::push_operation(tx, &operation, now).await?;
-                            }
+                                operation.error = Some(error.clone());
+                            })
+                            .await?;
                             Ok(())
                         })
                     })
@@ -566,7 +614,7 @@ impl Hands<'_> {
             at: self.inner.seams.clock.now(),
         });
         let view = view.clone();
-        end(self.inner, operation.id, vm.id, Status::Failed, Some(error), move |vm| {
+        end(self.inner, operation, vm, Status::Failed, Some(error), move |vm| {
             view.write_to(vm);
             vm.restarts.due = None;
             vm.desired.power = vm.settled_power();
@@ -593,7 +641,7 @@ impl Hands<'_> {
         if let Some(report) = look(self.inner, self.backend, vm).await {
             view.take(report, self.inner.seams.clock.now());
         }
-        end(self.inner, operation.id, vm.id, Status::Cancelled, None, move |vm| {
+        end(self.inner, operation, vm, Status::Cancelled, None, move |vm| {
             view.write_to(vm);
             vm.desired.power = vm.settled_power();
         })
@@ -647,27 +695,27 @@ impl Hands<'_> {
 /// Ends an operation together with a change of its VM, and tells who waits for it.
 async fn end(
     inner: &Inner,
-    id: OperationId,
-    vm: VmId,
+    operation: &Operation,
+    vm: &Vm,
     status: Status,
     error: Option<OperationError>,
     change: impl Fn(&mut Vm) + Send + Sync + 'static,
 ) -> Result<(), StoreError> {
     let now = inner.seams.clock.now();
-    let change = Arc::new(change);
+    let seen = Arc::new((operation.clone(), vm.clone(), error, change));
     let (ended, vm): (Option<Operation>, Option<Vm>) = inner
         .store
         .write(move |tx| {
-            let (change, error) = (Arc::clone(&change), error.clone());
+            let seen = Arc::clone(&seen);
             Box::pin(async move {
-                let ended = commit::finish(tx, id, status, error, now).await?;
+                let (operation, vm, error, change) = &*seen;
+                let ended = commit::finish(tx, operation, status, error.as_ref(), now).await?;
                 // Whoever ended it before has said what is wanted; what was seen is true all the same.
-                let overtaken = ended.is_none();
-                let others = tx.operations().open_of(vm).await?;
-                let vm = commit::change_vm(tx, vm, Some(id), now, |vm| {
+                let outranked = ended.is_none() || tx.operations().any_open_of(vm.id).await?;
+                let vm = commit::change_seen(tx, vm, Some(operation.id), now, |vm| {
                     let (desired, failure) = (vm.desired, vm.failure.clone());
                     change(vm);
-                    if overtaken || !others.is_empty() {
+                    if outranked {
                         vm.desired = desired;
                         vm.failure = failure;
                     }

@@ -14,8 +14,9 @@ use crate::actor::{self, Inbox};
 use crate::config::EngineConfig;
 use crate::error::EngineError;
 use crate::seam::{Clock, Dispatch, Rng, Spawner, new_id, stopped};
+use crate::starts::Starts;
 use crate::waiters::Waiters;
-use crate::{adopt, relay};
+use crate::{adopt, watch as watching};
 
 /// The seams through which the engine reaches the world, but for the store and the backends.
 #[derive(Debug, Clone)]
@@ -51,9 +52,8 @@ pub(crate) struct Inner {
     pub(crate) config: EngineConfig,
     pub(crate) node: NodeId,
     pub(crate) epoch: u64,
-    pub(crate) waiters: Waiters,
-    /// The last position that the relay gave; watchers wait on it.
-    pub(crate) position: watch::Sender<u64>,
+    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) starts: Arc<Starts>,
     pub(crate) stopping: watch::Sender<bool>,
     backends: BTreeMap<BackendName, Mutex<BackendEntry>>,
     actors: Mutex<BTreeMap<VmId, Arc<Inbox>>>,
@@ -84,23 +84,21 @@ impl Engine {
             entries.insert(backend.name().clone(), Mutex::new(BackendEntry { backend, capabilities }));
         }
         let node = take_epoch(&store, &seams).await?;
-        let position = last_position(&store).await?;
         let inner = Arc::new(Inner {
             store,
             seams,
-            config,
             node: node.id,
             epoch: node.epoch,
-            waiters: Waiters::default(),
-            position: watch::Sender::new(position),
+            waiters: Arc::default(),
+            starts: Starts::new(config.parallel_starts),
             stopping: watch::Sender::new(false),
             backends: entries,
             actors: Mutex::default(),
             unreachable: Mutex::default(),
             tasks: watch::Sender::new(0),
+            config,
         });
         adopt::adopt_all(&inner).await?;
-        inner.spawn(relay::run(Arc::clone(&inner)));
         inner.spawn(main_loop(Arc::clone(&inner), events));
         Ok(Engine { inner })
     }
@@ -258,12 +256,12 @@ async fn main_loop(inner: Arc<Inner>, mut events: EventReceiver) {
 async fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     let now = inner.seams.clock.now();
     let unsettled: Vec<VmId> =
-        inner.store.read(move |tx| Box::pin(async move { tx.vms().unsettled(now).await })).await?;
+        inner.store.read_one(move |tx| Box::pin(async move { tx.vms().unsettled(now).await })).await?;
     let unreachable = inner.unreachable.lock().expect("no code panics while it holds this lock").clone();
     for vm in unsettled.into_iter().chain(unreachable) {
         inner.rouse(vm, None);
     }
-    relay::prune(inner).await
+    watching::prune(inner).await
 }
 
 /// Makes this node's record at the first start; counts its epoch at every start.
@@ -281,8 +279,4 @@ async fn take_epoch(store: &Store, seams: &Seams) -> Result<NodeRecord, StoreErr
             })
         })
         .await
-}
-
-async fn last_position(store: &Store) -> Result<u64, StoreError> {
-    store.read(|tx| Box::pin(async move { tx.events().last_position().await })).await
 }

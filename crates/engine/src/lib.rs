@@ -8,7 +8,7 @@
 //!                                                              v
 //!            actor: read the record -> plan (model) -> step (backend) -> observe -> commit -+
 //!              ^----------------------------------------------------------------------------+
-//!            outbox -> relay -> events with dense positions -> watchers
+//!            every commit gives its events dense positions -> watchers
 //! ```
 //!
 //! The engine reaches the world only through [`Store`](roost_store::Store), [`Clock`], [`Rng`],
@@ -25,16 +25,17 @@ mod error;
 mod journal;
 mod query;
 mod record;
-mod relay;
 mod seam;
+mod starts;
 mod step;
 mod waiters;
+mod watch;
 
 pub use config::EngineConfig;
 pub use engine::{BackendEntry, Engine, Seams};
 pub use error::EngineError;
 pub use query::{Address, OperationPage, VmInfo, VmPage};
 pub use record::{Accepted, CreateVm, RequestVm, UpdateVm};
-pub use relay::Watch;
 pub use roost_store::{Event, OperationFilter, VmFilter};
 pub use seam::{Clock, Dispatch, LocalDispatch, Rng, Spawner};
+pub use watch::Watch;

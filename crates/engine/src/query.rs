@@ -10,8 +10,9 @@ use roost_store::{OperationFilter, VmFilter};
 
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::record::find;
+use crate::record::{Accepted, find};
 use crate::seam::stopped;
+use crate::waiters::Place;
 
 /// How a caller names a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +81,7 @@ impl Engine {
     pub async fn vm(&self, project: ProjectId, address: Address) -> Result<Vm, EngineError> {
         self.inner
             .store
-            .read(move |tx| {
+            .read_one(move |tx| {
                 let address = address.clone();
                 Box::pin(async move { find(tx, project, &address).await })
             })
@@ -137,7 +138,7 @@ impl Engine {
     pub async fn operation(&self, project: ProjectId, id: OperationId) -> Result<Operation, EngineError> {
         self.inner
             .store
-            .read(move |tx| {
+            .read_one(move |tx| {
                 Box::pin(async move {
                     let found = tx.operations().get(id).await?.filter(|o| o.project == project);
                     found.ok_or_else(|| Refusal::OperationNotFound(id.to_string()).into())
@@ -156,7 +157,7 @@ impl Engine {
         let limit = limit.clamp(1, 1000);
         self.inner
             .store
-            .read(move |tx| {
+            .read_one(move |tx| {
                 let filter = filter.clone();
                 Box::pin(async move {
                     let mut operations = tx.operations().page(&filter, after, limit + 1).await?;
@@ -176,26 +177,46 @@ impl Engine {
         id: OperationId,
         at_most: Duration,
     ) -> Result<(Operation, Option<Vm>), EngineError> {
-        let ended = self.inner.waiters.register(id);
+        let place = self.inner.waiters.register(id);
         let (operation, vm) = self.operation_and_vm(project, id).await?;
         if operation.status.is_final() {
-            drop(ended);
-            self.inner.waiters.forget_if_idle(id);
             return Ok((operation, vm));
         }
+        self.wait_at(place, project, at_most).await
+    }
+
+    /// The same for a request that was just accepted: its place was taken before it was recorded.
+    pub async fn wait_for(
+        &self,
+        accepted: Accepted,
+        at_most: Duration,
+    ) -> Result<(Operation, Option<Vm>), EngineError> {
+        let Accepted { vm, operation, place, .. } = accepted;
+        match place {
+            _ if operation.status.is_final() => Ok((operation, vm)),
+            Some(place) => self.wait_at(place, operation.project, at_most).await,
+            None => self.wait(operation.project, operation.id, at_most).await,
+        }
+    }
+
+    async fn wait_at(
+        &self,
+        mut place: Place,
+        project: ProjectId,
+        at_most: Duration,
+    ) -> Result<(Operation, Option<Vm>), EngineError> {
         let mut stopping = self.inner.stopping.subscribe();
         tokio::select! {
             biased;
-            ended = ended => {
-                if let Ok(ended) = ended {
+            ended = place.ended() => {
+                if let Some(ended) = ended {
                     return Ok((*ended).clone());
                 }
             }
             () = stopped(&mut stopping) => {}
             () = self.inner.seams.clock.sleep(at_most) => {}
         }
-        self.inner.waiters.forget_if_idle(id);
-        self.operation_and_vm(project, id).await
+        self.operation_and_vm(project, place.id()).await
     }
 
     /// Where a VM's serial line is.

@@ -19,6 +19,7 @@ use crate::engine::{Engine, Inner};
 use crate::error::EngineError;
 use crate::query::Address;
 use crate::seam::new_id;
+use crate::waiters::Place;
 
 /// A request for a new VM.
 #[derive(Debug, Clone)]
@@ -74,7 +75,7 @@ pub struct UpdateVm {
 }
 
 /// A request that is recorded, and with that durable.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Accepted {
     /// The VM as the request left it; `None` when it is gone already.
     pub vm: Option<Vm>,
@@ -82,6 +83,8 @@ pub struct Accepted {
     pub vm_id: VmId,
     /// What carries the request out.
     pub operation: Operation,
+    /// Where to wait for its end, unless it was on record before.
+    pub(crate) place: Option<Place>,
 }
 
 /// An idempotency key with the digest of the request that it stands for.
@@ -97,6 +100,13 @@ struct Recorded {
     accepted: Accepted,
     /// Operations that the request has ended.
     ended: Vec<Operation>,
+}
+
+impl Accepted {
+    /// Takes the place, if it is one for this operation: a repeated request got an older one's.
+    fn wait_at(&mut self, place: Place) {
+        self.place = Some(place).filter(|place| place.id() == self.operation.id);
+    }
 }
 
 impl Engine {
@@ -118,6 +128,7 @@ impl Engine {
         for request in requests {
             drafts.push(inner.draft(request, now).await?);
         }
+        let places: Vec<Place> = drafts.iter().map(|(_, operation, _)| inner.waiters.register(operation.id)).collect();
         let drafts = Arc::new(drafts);
         let names = Arc::clone(&drafts);
         let recorded: Result<Vec<Accepted>, EngineError> = inner
@@ -133,11 +144,12 @@ impl Engine {
                 })
             })
             .await;
-        let recorded = match recorded {
+        let mut recorded = match recorded {
             Err(EngineError::Store(StoreError::Unique { .. })) => Err(inner.whose_name(&names).await?.into()),
             other => other,
         }?;
-        for accepted in &recorded {
+        for (accepted, place) in recorded.iter_mut().zip(places) {
+            accepted.wait_at(place);
             inner.seams.dispatch.wake(accepted.vm_id);
         }
         Ok(recorded)
@@ -155,6 +167,7 @@ impl Engine {
             &[&request.vm.to_string(), &format!("{:?}", request.goal)],
         )?;
         let request = Arc::new(request);
+        let place = inner.waiters.register(id);
         let recorded = inner
             .store
             .write(move |tx| {
@@ -170,7 +183,7 @@ impl Engine {
                 })
             })
             .await;
-        inner.announce(recorded)
+        inner.announce(recorded, place)
     }
 
     /// Records a new spec.
@@ -199,6 +212,7 @@ impl Engine {
             &["update", &request.vm.to_string(), &spec_text],
         )?;
         let request = Arc::new(request);
+        let place = inner.waiters.register(id);
         let recorded = inner
             .store
             .write(move |tx| {
@@ -221,7 +235,7 @@ impl Engine {
                 })
             })
             .await;
-        inner.announce(recorded)
+        inner.announce(recorded, place)
     }
 
     /// Ends an operation before its time. What is pending ends at once; what runs is stopped where
@@ -337,8 +351,9 @@ impl Inner {
     }
 
     /// Tells waiters and the VM's actor of what was recorded.
-    fn announce(&self, recorded: Result<Recorded, EngineError>) -> Result<Accepted, EngineError> {
-        let Recorded { accepted, ended } = recorded?;
+    fn announce(&self, recorded: Result<Recorded, EngineError>, place: Place) -> Result<Accepted, EngineError> {
+        let Recorded { mut accepted, ended } = recorded?;
+        accepted.wait_at(place);
         for operation in &ended {
             self.waiters.end(operation, None);
         }
@@ -367,7 +382,8 @@ impl Inner {
                     })
                     .await?;
                     tx.operations().insert(&operation).await?;
-                    commit::push_operation(tx, &operation, now).await
+                    commit::push_operation(tx, &operation, now);
+                    Ok(())
                 })
             })
             .await
@@ -403,9 +419,9 @@ async fn insert_vm(
     }
     tx.vms().insert(vm).await?;
     tx.operations().insert(operation).await?;
-    commit::push_vm(tx, "vm.created", vm, Some(operation.id), now).await?;
+    commit::push_vm(tx, "vm.created", vm, Some(operation.id), now);
     remember(tx, key, operation, now).await?;
-    Ok(Accepted { vm: Some(vm.clone()), vm_id: vm.id, operation: operation.clone() })
+    Ok(Accepted { vm: Some(vm.clone()), vm_id: vm.id, operation: operation.clone(), place: None })
 }
 
 /// Admits the operation and records it with the VM's new desired state.
@@ -421,7 +437,7 @@ async fn take_up(
     let verdict = admit(&operation.goal, &vm, deleting.map(|o| o.id))?;
     if let (Verdict::AlreadySo, Some(deleting)) = (verdict, deleting) {
         remember(tx, key, deleting, now).await?;
-        let accepted = Accepted { vm_id: vm.id, vm: Some(vm), operation: deleting.clone() };
+        let accepted = Accepted { vm_id: vm.id, vm: Some(vm), operation: deleting.clone(), place: None };
         return Ok(Recorded { accepted, ended: Vec::new() });
     }
     let ended = end_overtaken(tx, &operation.goal, &open, now).await?;
@@ -435,10 +451,10 @@ async fn take_up(
             let boots = matches!(operation.goal, Goal::Boot);
             let new = vm.clone();
             let changed = commit::change_vm(tx, vm.id, Some(operation.id), now, |stored| {
-                stored.spec = new.spec;
+                stored.spec.clone_from(&new.spec);
                 stored.generation = new.generation;
                 stored.desired = desired;
-                stored.failure = if boots { None } else { new.failure };
+                stored.failure = if boots { None } else { new.failure.clone() };
                 if boots {
                     stored.restarts = Restarts { in_row: 0, due: None, ..stored.restarts };
                 }
@@ -448,9 +464,9 @@ async fn take_up(
         }
     }
     tx.operations().insert(&operation).await?;
-    commit::push_operation(tx, &operation, now).await?;
+    commit::push_operation(tx, &operation, now);
     remember(tx, key, &operation, now).await?;
-    Ok(Recorded { accepted: Accepted { vm_id: vm.id, vm: Some(vm), operation }, ended })
+    Ok(Recorded { accepted: Accepted { vm_id: vm.id, vm: Some(vm), operation, place: None }, ended })
 }
 
 /// Ends the open operations that the goal makes pointless.
@@ -462,7 +478,7 @@ async fn end_overtaken(tx: &Tx, goal: &Goal, open: &[Operation], now: Timestamp)
             message: format!("overtaken by a {}", goal.kind()),
             hint: String::new(),
         };
-        ended.extend(commit::finish(tx, operation.id, Status::Cancelled, Some(why), now).await?);
+        ended.extend(commit::finish(tx, operation, Status::Cancelled, Some(&why), now).await?);
     }
     Ok(ended)
 }
@@ -488,13 +504,13 @@ async fn cancel(
             let removal = Operation::new(delete_id, operation.project, operation.vm, delete, operation.priority, now);
             commit::change_vm(tx, operation.vm, Some(delete_id), now, |vm| vm.desired.deleted = true).await?;
             tx.operations().insert(&removal).await?;
-            commit::push_operation(tx, &removal, now).await?;
+            commit::push_operation(tx, &removal, now);
             let cancelled = ended.iter().find(|o| o.id == operation.id).cloned().unwrap_or(operation);
             Ok((cancelled, ended))
         }
         _ if operation.status == Status::Pending => {
             let id = operation.id;
-            let ended = commit::finish(tx, id, Status::Cancelled, None, now).await?;
+            let ended = commit::finish(tx, &operation, Status::Cancelled, None, now).await?;
             // What is wanted falls back to what is there, unless somebody else is still on the way.
             if tx.operations().open_of(operation.vm).await?.is_empty() {
                 commit::change_vm(tx, operation.vm, Some(id), now, |vm| vm.desired.power = vm.settled_power()).await?;
@@ -505,7 +521,7 @@ async fn cancel(
         _ => {
             operation.cancel_requested = true;
             tx.operations().update(&operation).await?;
-            commit::push_operation(tx, &operation, now).await?;
+            commit::push_operation(tx, &operation, now);
             Ok((operation, Vec::new()))
         }
     }
@@ -528,7 +544,7 @@ async fn replay(tx: &Tx, key: Option<&Key>) -> Result<Option<Accepted>, EngineEr
         return Err(Refusal::KeyReused { key: key.key.clone() }.into());
     }
     let Some(operation) = tx.operations().get(known.operation).await? else { return Ok(None) };
-    Ok(Some(Accepted { vm: tx.vms().get(known.vm).await?, vm_id: known.vm, operation }))
+    Ok(Some(Accepted { vm: tx.vms().get(known.vm).await?, vm_id: known.vm, operation, place: None }))
 }
 
 async fn remember(tx: &Tx, key: Option<&Key>, operation: &Operation, now: Timestamp) -> Result<(), StoreError> {

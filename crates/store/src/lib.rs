@@ -4,7 +4,7 @@
 //! commit. Not here: decisions (the engine's), and the lock on the state directory (the daemon's).
 //!
 //! ```text
-//!   write(closure) --> queue --> one writer: BEGIN, a savepoint per closure, COMMIT --> answers
+//!   write(closure) --> queue --> one writer: BEGIN, many closures, their events, COMMIT --> answers
 //!   read(closure)  --> a reader's snapshot
 //! ```
 #![forbid(unsafe_code)]
@@ -21,10 +21,9 @@ mod writer;
 pub use error::StoreError;
 pub use migration::SCHEMA_VERSION;
 pub use store::Store;
-pub use table::events::Event;
+pub use table::events::{Event, NewEvent};
 pub use table::idempotency::IdempotencyRecord;
 pub use table::nodes::NodeRecord;
 pub use table::operations::OperationFilter;
-pub use table::outbox::NewEvent;
 pub use table::vms::VmFilter;
 pub use tx::Tx;

@@ -3,22 +3,43 @@
 use sea_orm_migration::prelude::*;
 
 /// How many steps this program knows.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 pub(crate) struct Migrator;
 
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First)]
+        vec![
+            Box::new(Step { name: "m0001_first_vm", statements: FIRST }),
+            Box::new(Step { name: "m0002_no_outbox", statements: NO_OUTBOX }),
+        ]
     }
 }
 
-struct First;
+/// One step: all of its statements, or none.
+struct Step {
+    name: &'static str,
+    statements: &'static [&'static str],
+}
 
-impl MigrationName for First {
+impl MigrationName for Step {
     fn name(&self) -> &str {
-        "m0001_first_vm"
+        self.name
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Step {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for statement in self.statements {
+            manager.get_connection().execute_unprepared(statement).await?;
+        }
+        Ok(())
+    }
+
+    fn use_transaction(&self) -> Option<bool> {
+        Some(true)
     }
 }
 
@@ -113,12 +134,11 @@ const FIRST: &[&str] = &[
     )",
 ];
 
-#[async_trait::async_trait]
-impl MigrationTrait for First {
-    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        for statement in FIRST {
-            manager.get_connection().execute_unprepared(statement).await?;
-        }
-        Ok(())
-    }
-}
+/// Events get their positions with the commit; those that still wait get theirs here.
+const NO_OUTBOX: &[&str] = &[
+    "INSERT INTO events (position, project_id, at, kind, vm_id, operation_id, data)
+        SELECT (SELECT coalesce(max(position), 0) FROM events) + row_number() OVER (ORDER BY id),
+            project_id, at, kind, vm_id, operation_id, data
+        FROM outbox",
+    "DROP TABLE outbox",
+];

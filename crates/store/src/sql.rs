@@ -1,7 +1,7 @@
 //! The little that table code needs on top of sea-orm: statements with `$n` parameters, which
 //! SQLite and PostgreSQL read alike.
 
-use sea_orm::{ConnectionTrait, DbErr, QueryResult, Statement, TryGetable, Value};
+use sea_orm::{DbErr, QueryResult, Statement, TryGetable, Value};
 use serde::de::DeserializeOwned;
 
 use crate::error::StoreError;
@@ -10,19 +10,26 @@ use crate::tx::Tx;
 /// Runs a statement; how many rows it touched.
 pub(crate) async fn execute(tx: &Tx, sql: &str, values: Vec<Value>) -> Result<u64, StoreError> {
     tx.check()?;
-    Ok(kept(tx, tx.db().execute_raw(statement(tx, sql, values)).await)?.rows_affected())
+    tx.changes();
+    Ok(kept(tx, tx.execute(statement(tx, sql, values)).await)?.rows_affected())
+}
+
+/// Runs a statement that changes at most one row and returns something of it.
+pub(crate) async fn changed(tx: &Tx, sql: &str, values: Vec<Value>) -> Result<Option<QueryResult>, StoreError> {
+    tx.changes();
+    one(tx, sql, values).await
 }
 
 /// Runs a query for all of its rows.
 pub(crate) async fn all(tx: &Tx, sql: &str, values: Vec<Value>) -> Result<Vec<QueryResult>, StoreError> {
     tx.check()?;
-    kept(tx, tx.db().query_all_raw(statement(tx, sql, values)).await)
+    kept(tx, tx.query_all(statement(tx, sql, values)).await)
 }
 
 /// Runs a query for its first row.
 pub(crate) async fn one(tx: &Tx, sql: &str, values: Vec<Value>) -> Result<Option<QueryResult>, StoreError> {
     tx.check()?;
-    kept(tx, tx.db().query_one_raw(statement(tx, sql, values)).await)
+    kept(tx, tx.query_one(statement(tx, sql, values)).await)
 }
 
 /// A column of a row, by its place.
@@ -69,7 +76,7 @@ pub(crate) fn parameters(from: usize, count: usize) -> String {
 }
 
 fn statement(tx: &Tx, sql: &str, values: Vec<Value>) -> Statement {
-    Statement::from_sql_and_values(tx.db().get_database_backend(), sql, values)
+    Statement::from_sql_and_values(tx.backend(), sql, values)
 }
 
 /// An answer of the database; an error that may have ended the transaction is remembered by it.

@@ -34,11 +34,11 @@ pub(crate) async fn open(path: &Path) -> Result<Opened, StoreError> {
 }
 
 /// Writes what is in the log back into the file, and closes it.
-pub(crate) async fn close(opened: Opened) {
+pub(crate) async fn close(opened: &Opened) {
     let Opened { writer, readers, .. } = opened;
-    let readers_closed = readers.close().await;
+    let readers_closed = readers.close_by_ref().await;
     let written_back = writer.execute_unprepared("PRAGMA wal_checkpoint(TRUNCATE)").await;
-    let writer_closed = writer.close().await;
+    let writer_closed = writer.close_by_ref().await;
     if let Err(error) = readers_closed.and(written_back.map(|_| ())).and(writer_closed) {
         tracing::warn!(error = %error, "the database's log could not be written back; the next start does it");
     }
@@ -190,16 +190,16 @@ mod tests {
     /// What a later program brings.
     struct Later;
 
-    struct Second;
+    struct Colour;
 
-    impl MigrationName for Second {
+    impl MigrationName for Colour {
         fn name(&self) -> &str {
-            "m0002_colour"
+            "m0099_colour"
         }
     }
 
     #[async_trait::async_trait]
-    impl MigrationTrait for Second {
+    impl MigrationTrait for Colour {
         async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
             manager.get_connection().execute_unprepared("ALTER TABLE vms ADD COLUMN colour TEXT").await?;
             Ok(())
@@ -210,7 +210,7 @@ mod tests {
     impl MigratorTrait for Later {
         fn migrations() -> Vec<Box<dyn MigrationTrait>> {
             let mut all = Migrator::migrations();
-            all.push(Box::new(Second));
+            all.push(Box::new(Colour));
             all
         }
     }
@@ -226,9 +226,9 @@ mod tests {
         let path = dir.path().join("it's state.db");
         let opened = open(&path).await.unwrap();
         opened.writer.execute_unprepared("INSERT INTO nodes VALUES ('n', 'p', 7, 0)").await.unwrap();
-        close(opened).await;
-        let backup = dir.path().join("it's state.db.before-m0002_colour");
-        let unfinished = dir.path().join("it's state.db.before-m0002_colour.unfinished");
+        close(&opened).await;
+        let backup = dir.path().join("it's state.db.before-m0099_colour");
+        let unfinished = dir.path().join("it's state.db.before-m0099_colour.unfinished");
         // What a copy left that broke off is no backup.
         fs::write(&unfinished, "half of it").unwrap();
 
@@ -236,27 +236,27 @@ mod tests {
         assert_eq!(epoch(&opened).await, 7);
         opened.writer.execute_unprepared("UPDATE nodes SET epoch = 8").await.unwrap();
         opened.writer.execute_unprepared("SELECT colour FROM vms").await.unwrap();
-        close(opened).await;
+        close(&opened).await;
         assert!(!unfinished.exists());
         assert_eq!(backup.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let refused = open(&path).await.expect_err("it is newer now");
-        assert_eq!(refused, StoreError::NewerSchema { found: "m0002_colour".to_owned(), known: SCHEMA_VERSION });
+        assert_eq!(refused, StoreError::NewerSchema { found: "m0099_colour".to_owned(), known: SCHEMA_VERSION });
 
         // Opened again, nothing is left to do; the backup stays what it was, and this program reads it.
-        close(open_with::<Later>(&path).await.unwrap()).await;
+        close(&open_with::<Later>(&path).await.unwrap()).await;
         let restored = open(&backup).await.unwrap();
         assert_eq!(epoch(&restored).await, 7);
-        close(restored).await;
+        close(&restored).await;
     }
 
     #[tokio::test]
     async fn a_backup_without_room_stops_the_migration() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
-        close(open(&path).await.unwrap()).await;
+        close(&open(&path).await.unwrap()).await;
         // A directory where the copy is to be.
-        fs::create_dir(dir.path().join("state.db.before-m0002_colour.unfinished")).unwrap();
+        fs::create_dir(dir.path().join("state.db.before-m0099_colour.unfinished")).unwrap();
         open_with::<Later>(&path).await.expect_err("no backup, no migration");
-        close(open(&path).await.expect("it is as it was")).await;
+        close(&open(&path).await.expect("it is as it was")).await;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,13 +20,14 @@ pub struct Store {
 
 struct Inner {
     opened: Opened,
-    committed: Arc<watch::Sender<u64>>,
+    /// The position of the last event.
+    position: Arc<watch::Sender<u64>>,
     mode: Mode,
 }
 
 enum Mode {
     /// A writer task batches what queues up.
-    Grouped { queue: mpsc::UnboundedSender<Box<dyn Job>>, ended: watch::Receiver<bool> },
+    Grouped { queue: Mutex<Option<mpsc::UnboundedSender<Box<dyn Job>>>>, ended: watch::Receiver<bool> },
     /// Every call completes within one poll, on a runtime of its own.
     Blocking { runtime: tokio::runtime::Runtime },
 }
@@ -36,10 +37,10 @@ impl Store {
     /// older schema is backed up, then migrated; a newer one is refused.
     pub async fn open(path: &Path) -> Result<Store, StoreError> {
         let opened = sqlite::open(path).await?;
-        let committed = Arc::new(watch::Sender::new(0));
+        let position = Arc::new(watch::Sender::new(last_position(&opened).await?));
         let (queue, receiver) = mpsc::unbounded_channel();
         let (running, ended) = watch::channel(false);
-        let (ours, ticks) = (opened.clone(), Arc::clone(&committed));
+        let (ours, ticks) = (opened.clone(), Arc::clone(&position));
         // A thread of its own is woken by the database's thread directly, several times for each write;
         // the runtime's workers take a detour.
         let runtime = tokio::runtime::Handle::current();
@@ -51,7 +52,8 @@ impl Store {
             .name("store-writer".to_owned())
             .spawn(writer)
             .map_err(|e| StoreError::Unavailable(e.to_string()))?;
-        Ok(Store { inner: Arc::new(Inner { opened, committed, mode: Mode::Grouped { queue, ended } }) })
+        let mode = Mode::Grouped { queue: Mutex::new(Some(queue)), ended };
+        Ok(Store { inner: Arc::new(Inner { opened, position, mode }) })
     }
 
     /// Opens the database so that every read and write completes within one poll, whatever executor
@@ -64,8 +66,8 @@ impl Store {
             .build()
             .map_err(|e| StoreError::Unavailable(e.to_string()))?;
         let opened = runtime.block_on(sqlite::open(path))?;
-        let committed = Arc::new(watch::Sender::new(0));
-        Ok(Store { inner: Arc::new(Inner { opened, committed, mode: Mode::Blocking { runtime } }) })
+        let position = Arc::new(watch::Sender::new(runtime.block_on(last_position(&opened))?));
+        Ok(Store { inner: Arc::new(Inner { opened, position, mode: Mode::Blocking { runtime } }) })
     }
 
     /// Runs the closure in a transaction and resolves after the commit. The closure may run more than
@@ -81,9 +83,12 @@ impl Store {
         let job: Box<dyn Job> = Box::new(Closure { run: closure, result: None, reply });
         let closed = || StoreError::Unavailable("the store is closed".to_owned());
         match &self.inner.mode {
-            Mode::Grouped { queue, .. } => queue.send(job).map_err(|_| closed())?,
+            Mode::Grouped { queue, .. } => {
+                let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                queue.as_ref().ok_or_else(closed)?.send(job).map_err(|_| closed())?;
+            }
             Mode::Blocking { runtime } => {
-                runtime.block_on(writer::batch(&self.inner.opened, vec![job], &self.inner.committed));
+                runtime.block_on(writer::batch(&self.inner.opened, vec![job], &self.inner.position));
             }
         }
         answer.await.map_err(|_| closed())?
@@ -102,26 +107,38 @@ impl Store {
         }
     }
 
-    /// Ticks after each commit that has written events for the relay.
-    pub fn committed(&self) -> watch::Receiver<u64> {
-        self.inner.committed.subscribe()
+    /// Runs a closure that makes a single query, on a snapshot. The trips around a transaction are most
+    /// of what a short read costs.
+    pub async fn read_one<T, E, F>(&self, closure: F) -> Result<T, E>
+    where
+        F: for<'a> Fn(&'a Tx) -> BoxFuture<'a, Result<T, E>> + Send + Sync + 'static,
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let tx = Tx::once(&self.inner.opened.readers, &self.inner.opened.path);
+        match &self.inner.mode {
+            Mode::Grouped { .. } => closure(&tx).await,
+            Mode::Blocking { runtime } => runtime.block_on(closure(&tx)),
+        }
     }
 
-    /// Closes the database, when this is its last clone: what was queued is committed first. What was
+    /// The position of the last event. It changes after each commit that tells of something.
+    pub fn position(&self) -> watch::Receiver<u64> {
+        self.inner.position.subscribe()
+    }
+
+    /// Closes the database: what was queued is committed first, what comes later is refused. What was
     /// acknowledged is durable without this; it only leaves a tidy file.
     pub async fn close(self) {
-        let Ok(Inner { opened, mode, .. }) = Arc::try_unwrap(self.inner) else { return };
-        match mode {
-            Mode::Grouped { queue, mut ended } => {
-                drop(queue);
+        match &self.inner.mode {
+            Mode::Grouped { queue, ended } => {
+                drop(queue.lock().unwrap_or_else(PoisonError::into_inner).take());
                 // An error is its sender's end, which is what is waited for.
+                let mut ended = ended.clone();
                 let _ended = ended.wait_for(|e| *e).await;
-                sqlite::close(opened).await;
+                sqlite::close(&self.inner.opened).await;
             }
-            Mode::Blocking { runtime } => {
-                runtime.block_on(sqlite::close(opened));
-                runtime.shutdown_background();
-            }
+            Mode::Blocking { runtime } => runtime.block_on(sqlite::close(&self.inner.opened)),
         }
     }
 
@@ -141,4 +158,8 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").finish_non_exhaustive()
     }
+}
+
+async fn last_position(opened: &Opened) -> Result<u64, StoreError> {
+    Tx::once(&opened.readers, &opened.path).events().last_position().await
 }

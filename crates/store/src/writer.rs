@@ -1,4 +1,13 @@
 //! Group commit: whatever has queued up while the last batch was committed becomes the next one.
+//!
+//! ```text
+//!   queue --> batch: BEGIN, closure after closure, events, COMMIT --> answers
+//!               | a closure failed that had written something
+//!               +--> ROLLBACK, then the same batch once more with a savepoint for each
+//! ```
+//!
+//! A savepoint costs two trips to the database for each closure, and nearly none of them fails: so the
+//! first try does without. A closure has no effects elsewhere and may run again.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -16,7 +25,7 @@ const MOST_IN_A_BATCH: usize = 256;
 
 /// One closure on its way through the writer.
 pub(crate) trait Job: Send {
-    /// Runs it; whether its savepoint is kept.
+    /// Runs it; whether what it wrote is kept. May be called again after a rollback.
     fn run<'a>(&'a mut self, tx: &'a Tx) -> BoxFuture<'a, bool>;
 
     /// Answers its caller, now that the batch is committed or lost.
@@ -37,6 +46,7 @@ where
     E: From<StoreError> + Send,
 {
     fn run<'a>(&'a mut self, tx: &'a Tx) -> BoxFuture<'a, bool> {
+        self.result = None;
         Box::pin(async move {
             let result = (self.run)(tx).await;
             let keep = result.is_ok();
@@ -71,25 +81,37 @@ pub(crate) async fn run(
     }
 }
 
-/// Runs jobs in one transaction and answers their callers.
+/// Runs jobs in one transaction, says at which position the events now end, and answers the jobs'
+/// callers.
 pub(crate) async fn batch(opened: &Opened, mut jobs: Vec<Box<dyn Job>>, committed: &watch::Sender<u64>) {
     let outcome = transact(opened, &mut jobs).await;
-    if let Ok(true) = outcome {
-        committed.send_modify(|n| *n += 1);
+    if let Ok(Some(position)) = outcome {
+        committed.send_replace(position);
     }
-    let outcome = outcome.map(|_| ());
+    let outcome = outcome.map(drop);
     for job in jobs {
         job.answer(outcome.clone());
     }
 }
 
-/// Whether anything was written for the relay.
-async fn transact(opened: &Opened, jobs: &mut [Box<dyn Job>]) -> Result<bool, StoreError> {
+/// The position of the last event, if there are new ones.
+async fn transact(opened: &Opened, jobs: &mut [Box<dyn Job>]) -> Result<Option<u64>, StoreError> {
     let tx = Tx::begin(&opened.writer, &opened.path).await?;
-    // Alone, a job needs no savepoint: the transaction is its own.
-    if let [job] = jobs {
-        return if attempt(job, &tx).await { tx.commit().await } else { tx.rollback().await.map(|()| false) };
+    let alone = jobs.len() == 1;
+    for job in &mut *jobs {
+        if attempt(job, &tx).await {
+            tx.kept();
+        } else if tx.is_changed() {
+            tx.rollback().await?;
+            return if alone { Ok(None) } else { transact_one_by_one(opened, jobs).await };
+        }
     }
+    tx.commit().await
+}
+
+/// The same with a savepoint for each, so that one that fails takes back only what it wrote.
+async fn transact_one_by_one(opened: &Opened, jobs: &mut [Box<dyn Job>]) -> Result<Option<u64>, StoreError> {
+    let tx = Tx::begin(&opened.writer, &opened.path).await?;
     tx.save().await?;
     for job in jobs {
         if attempt(job, &tx).await { tx.keep().await? } else { tx.undo().await? }

@@ -4,6 +4,7 @@
 mod fixture;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use fixture::{event, vm, vm_id};
 use futures::FutureExt;
@@ -56,7 +57,7 @@ async fn insert(store: Store, n: u64, name: &'static str, end: End) -> Result<Ve
                 let mut vm = vm(n);
                 vm.name = name.parse().unwrap();
                 tx.vms().insert(&vm).await?;
-                tx.outbox().push(&event(n)).await?;
+                tx.events().push(event(n));
                 match end {
                     End::Well => Ok(numbers(&before)),
                     End::Refusal => Err(StoreError::Conflict { what: format!("refused {n}") }),
@@ -79,7 +80,7 @@ async fn stored(store: &Store) -> Vec<u64> {
 #[tokio::test]
 async fn a_batch_survives_closures_that_fail_or_panic() {
     let (_dir, store) = opened().await;
-    let ticks = store.committed();
+    let position = store.position();
     let (release, holding) = held(&store).await;
     // Polled once each, in this order: they are queued while the writer is held.
     let mut writes: Vec<_> = [
@@ -110,10 +111,11 @@ async fn a_batch_survives_closures_that_fail_or_panic() {
     assert!(matches!(&ends[5], Err(StoreError::Unique { what }) if what.contains("vms.name")), "{:?}", ends[5]);
     assert_eq!(ends[6], Ok(vec![1, 4, 5]));
     assert_eq!(stored(&store).await, [1, 4, 5, 7]);
-    assert_eq!(*ticks.borrow(), 1, "all of them shared one commit");
-    let events: Result<_, StoreError> = store.write(|tx| Box::pin(async move { tx.outbox().relay(100).await })).await;
-    let told: Vec<_> = events.unwrap().into_iter().map(|e| e.vm).collect();
-    assert_eq!(told, [1, 4, 5, 7].map(|n| Some(vm_id(n))));
+    assert_eq!(*position.borrow(), 4);
+    let events: Result<_, StoreError> =
+        store.read(|tx| Box::pin(async move { tx.events().after(0, ProjectId::DEFAULT, 100).await })).await;
+    let told: Vec<_> = events.unwrap().into_iter().map(|e| (e.position, e.vm)).collect();
+    assert_eq!(told, [(1, 1), (2, 4), (3, 5), (4, 7)].map(|(at, n)| (at, Some(vm_id(n)))));
 }
 
 #[tokio::test]
@@ -123,7 +125,7 @@ async fn a_closure_alone_in_its_batch_fails_alone() {
         assert_eq!(insert(store.clone(), n, "a", end).await.is_ok(), end == End::Well);
     }
     assert_eq!(stored(&store).await, [3]);
-    assert_eq!(*store.committed().borrow(), 1);
+    assert_eq!(*store.position().borrow(), 1);
 }
 
 #[tokio::test]
@@ -193,12 +195,73 @@ async fn a_read_does_not_write() {
 }
 
 #[tokio::test]
+async fn refusals_that_wrote_nothing_cost_the_batch_nothing() {
+    let (_dir, store) = opened().await;
+    let (release, holding) = held(&store).await;
+    let runs = Arc::new(AtomicU64::new(0));
+    let mut writes: Vec<_> = (0..4_u64)
+        .map(|n| {
+            let (store, runs) = (store.clone(), Arc::clone(&runs));
+            let write = async move {
+                let refuses = n == 2;
+                store
+                    .write(move |tx| {
+                        runs.fetch_add(1, Ordering::Relaxed);
+                        Box::pin(async move {
+                            if tx.vms().get(vm_id(n)).await?.is_some() || refuses {
+                                return Err(StoreError::Conflict { what: n.to_string() });
+                            }
+                            tx.vms().insert(&vm(n)).await
+                        })
+                    })
+                    .await
+            };
+            write.boxed()
+        })
+        .collect();
+    for write in &mut writes {
+        assert!(write.now_or_never().is_none());
+    }
+    release.notify_one();
+    holding.await.unwrap().unwrap();
+    let ends = futures::future::join_all(writes).await;
+    assert_eq!(ends, [Ok(()), Ok(()), Err(StoreError::Conflict { what: "2".to_owned() }), Ok(())]);
+    assert_eq!(runs.load(Ordering::Relaxed), 4, "none of them had to run again");
+    assert_eq!(stored(&store).await, [0, 1, 3]);
+}
+
+#[tokio::test]
+async fn a_read_of_one_query_makes_one() {
+    let (_dir, store) = opened().await;
+    fixture::insert_all(&store, vec![vm(1)]).await;
+    let one: Result<Option<Vm>, StoreError> =
+        store.read_one(|tx| Box::pin(async move { tx.vms().get(vm_id(1)).await })).await;
+    assert_eq!(one.unwrap().map(|vm| vm.id), Some(vm_id(1)));
+    let two: Result<Option<Vm>, StoreError> = store
+        .read_one(|tx| {
+            Box::pin(async move {
+                tx.vms().get(vm_id(1)).await?;
+                tx.vms().get(vm_id(1)).await
+            })
+        })
+        .await;
+    assert!(matches!(two, Err(StoreError::Unavailable(_))), "{two:?}");
+    let writes: Result<(), StoreError> =
+        store.read_one(|tx| Box::pin(async move { tx.vms().remove(vm_id(1)).await })).await;
+    assert!(matches!(writes, Err(StoreError::Unavailable(_))), "{writes:?}");
+}
+
+#[tokio::test]
 async fn close_commits_what_is_queued() {
     let (dir, store) = opened().await;
     let mut write = insert(store.clone(), 1, "a", End::Well).boxed();
     assert!((&mut write).now_or_never().is_none());
     drop(write);
+    // Another clone keeps nothing open, and learns of it.
+    let other = store.clone();
     store.close().await;
+    let late = insert(other, 2, "b", End::Well).await;
+    assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
     assert!(!dir.path().join("state.db-wal").exists(), "the log is written back");
     let store = Store::open(&dir.path().join("state.db")).await.unwrap();
     assert_eq!(stored(&store).await, [1]);

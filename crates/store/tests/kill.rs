@@ -97,10 +97,9 @@ fn thirty_deaths_lose_nothing_that_was_acknowledged() {
 async fn verify(path: &Path, acknowledged: &[u64]) {
     let store = Store::open(path).await.unwrap();
     let (vms, operations, pushed) = store
-        .write(|tx| {
+        .read(|tx| {
             Box::pin(async move {
                 let (vms, operations) = (tx.vms().all().await?, tx.operations().open().await?);
-                tx.outbox().relay(usize::MAX >> 1).await?;
                 Ok::<_, StoreError>((vms, operations, tx.events().last_position().await?))
             })
         })

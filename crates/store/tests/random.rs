@@ -25,7 +25,6 @@ enum Do {
     Record { n: u64, key: u64 },
     Forget { n: u64, key: u64 },
     Push { n: u64 },
-    Relay { limit: usize },
     Prune { keep: u64 },
 }
 
@@ -42,7 +41,8 @@ struct Model {
     vms: BTreeMap<VmId, Vm>,
     operations: BTreeMap<u64, Operation>,
     resources: BTreeMap<(VmId, String), Resource>,
-    outbox: Vec<u64>,
+    /// Pushed in the transaction under way.
+    pushed: Vec<u64>,
     events: Vec<(u64, u64)>,
     last: u64,
 }
@@ -99,17 +99,18 @@ impl Model {
             Do::Forget { n, key } => {
                 self.resources.remove(&(vm_id(n), resource_of(key).key));
             }
-            Do::Push { n } => self.outbox.push(n),
-            Do::Relay { limit } => {
-                let moved: Vec<u64> = self.outbox.drain(..limit.min(self.outbox.len())).collect();
-                for n in moved {
-                    self.last += 1;
-                    self.events.push((self.last, n));
-                }
-            }
+            Do::Push { n } => self.pushed.push(n),
             Do::Prune { keep } => self.events.retain(|(position, _)| *position + keep.max(1) > self.last),
         }
         true
+    }
+
+    /// The commit gives events their positions.
+    fn commit(&mut self) {
+        for n in self.pushed.drain(..) {
+            self.last += 1;
+            self.events.push((self.last, n));
+        }
     }
 }
 
@@ -132,8 +133,10 @@ async fn carry_out(tx: &Tx, act: &Do) -> Result<(), StoreError> {
         }
         Do::Record { n, key } => tx.resources().record(vm_id(n), &resource_of(key)).await,
         Do::Forget { n, key } => tx.resources().forget(vm_id(n), ResourceKind::File, &resource_of(key).key).await,
-        Do::Push { n } => tx.outbox().push(&event(n)).await,
-        Do::Relay { limit } => tx.outbox().relay(limit).await.map(|_| ()),
+        Do::Push { n } => {
+            tx.events().push(event(n));
+            Ok(())
+        }
         Do::Prune { keep } => tx.events().prune(keep).await.map(|_| ()),
     }
 }
@@ -184,7 +187,6 @@ fn acts() -> impl Strategy<Value = Do> {
         2 => (n(), 0..3_u64).prop_map(|(n, key)| Do::Record { n, key }),
         2 => (n(), 0..3_u64).prop_map(|(n, key)| Do::Forget { n, key }),
         4 => n().prop_map(|n| Do::Push { n }),
-        2 => (0..5_usize).prop_map(|limit| Do::Relay { limit }),
         1 => (0..4_u64).prop_map(|keep| Do::Prune { keep }),
     ]
 }
@@ -226,6 +228,7 @@ proptest! {
                 .expect("a blocking store");
             prop_assert_eq!(written.is_ok(), expected, "{:?}", written);
             if expected {
+                after.commit();
                 model = after;
             }
         }

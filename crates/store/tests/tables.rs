@@ -13,7 +13,7 @@ use roost_model::operation::Goal;
 use roost_model::{
     Machine, NodeId, Operation, OperationKind, Power, ProjectId, ResourceKind, Status, Timestamp, Vm, VmState,
 };
-use roost_store::{Event, IdempotencyRecord, NodeRecord, OperationFilter, Store, StoreError, Tx, VmFilter};
+use roost_store::{IdempotencyRecord, NodeRecord, OperationFilter, Store, StoreError, Tx, VmFilter};
 use sea_orm::sqlx::sqlite::SqliteConnectOptions;
 use sea_orm::sqlx::{self, ConnectOptions, Connection};
 use tempfile::TempDir;
@@ -293,37 +293,33 @@ fn operations_are_listed_newest_first_and_forgotten_when_old() {
 }
 
 #[test]
-fn the_relay_gives_dense_positions() {
+fn events_get_dense_positions() {
     let db = Tables::new();
-    let relay = |limit: usize| -> Vec<Event> {
-        db.write(move |tx| Box::pin(async move { tx.outbox().relay(limit).await })).unwrap()
-    };
     let push = |from: u64, to: u64| {
         db.write(move |tx| {
             Box::pin(async move {
                 for n in from..to {
-                    tx.outbox().push(&event(n)).await?;
+                    tx.events().push(event(n));
                 }
                 Ok(())
             })
         })
     };
-    assert!(relay(10).is_empty());
+    push(0, 0).unwrap();
     push(0, 5).unwrap();
-    // A row that was pushed and taken back leaves no gap.
+    // What was pushed and taken back leaves no gap.
     let refused: Result<(), StoreError> = db.write(|tx| {
         Box::pin(async move {
-            tx.outbox().push(&event(99)).await?;
+            tx.events().push(event(99));
             Err(StoreError::Conflict { what: "no".to_owned() })
         })
     });
     assert!(refused.is_err());
-    push(5, 8).unwrap();
-    let (first, second, third) = (relay(3), relay(100), relay(100));
-    assert_eq!((first.len(), second.len(), third.len()), (3, 5, 0));
-    let both: Vec<Event> = first.into_iter().chain(second).collect();
-    assert_eq!(both.iter().map(|e| e.position).collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>());
-    for (n, got) in both.iter().enumerate() {
+    // More than one statement holds.
+    push(5, 200).unwrap();
+    let all = db.write(|tx| Box::pin(async move { tx.events().after(0, ProjectId::DEFAULT, 1000).await })).unwrap();
+    assert_eq!(all.iter().map(|e| e.position).collect::<Vec<_>>(), (1..=200).collect::<Vec<_>>());
+    for (n, got) in all.iter().enumerate() {
         let pushed = event(n as u64);
         assert_eq!(
             (&got.kind, got.vm, got.operation, &got.data),
@@ -333,7 +329,7 @@ fn the_relay_gives_dense_positions() {
     let after = |position: u64, project: ProjectId| {
         db.write(move |tx| Box::pin(async move { tx.events().after(position, project, 3).await })).unwrap()
     };
-    assert_eq!(after(4, ProjectId::DEFAULT), both[4..7]);
+    assert_eq!(after(4, ProjectId::DEFAULT), all[4..7]);
     assert!(after(0, ProjectId::from_parts(1, [1; 10])).is_empty());
 
     // Retention forgets the oldest, never the position.
@@ -345,11 +341,11 @@ fn the_relay_gives_dense_positions() {
             })
         })
     };
-    assert_eq!(edges(100), Ok((0, 1, 8)));
-    assert_eq!(edges(3), Ok((5, 6, 8)));
-    assert_eq!(edges(0), Ok((2, 8, 8)));
+    assert_eq!(edges(300), Ok((0, 1, 200)));
+    assert_eq!(edges(3), Ok((197, 198, 200)));
+    assert_eq!(edges(0), Ok((2, 200, 200)));
     push(8, 9).unwrap();
-    assert_eq!(relay(10)[0].position, 9);
+    assert_eq!(after(200, ProjectId::DEFAULT)[0].position, 201);
 }
 
 #[test]
@@ -438,9 +434,8 @@ fn a_row_that_cannot_be_read_is_named() {
         Box::pin(async move {
             tx.operations().insert(&operation(1)).await?;
             tx.resources().record(vm_id(1), &resource(1)).await?;
-            tx.outbox().push(&event(1)).await?;
-            tx.outbox().push(&event(2)).await?;
-            tx.outbox().relay(9).await?;
+            tx.events().push(event(1));
+            tx.events().push(event(2));
             let id = NodeId::from_parts(1, [1; 10]);
             tx.nodes().put(&NodeRecord { id, epoch: 1, last_start: NOW }).await?;
             let (operation, vm) = (operation_id(1), vm_id(1));

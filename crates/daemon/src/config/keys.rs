@@ -25,6 +25,7 @@ pub(super) const KEYS: &[Key] = &[
     key("log.format", &["ROOST_LOG_FORMAT"], Some("text")),
     key("log.level", &["ROOST_LOG_LEVEL"], Some("info")),
     key("reconcile_period_seconds", &["ROOST_RECONCILE_PERIOD_SECONDS"], Some("5")),
+    key("parallel_starts", &["ROOST_PARALLEL_STARTS"], Some("8")),
     key("qemu.binary", &["ROOST_QEMU_BINARY", "VMCP_QEMU_BINARY"], Some("qemu-system-x86_64")),
     Key {
         name: "qemu.accelerator",

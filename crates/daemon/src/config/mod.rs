@@ -33,6 +33,8 @@ pub struct Config {
     pub log_level: String,
     /// How often unsettled VMs are looked at again without a signal.
     pub reconcile_period: Duration,
+    /// How many machines start at the same time.
+    pub parallel_starts: usize,
     /// QEMU.
     pub qemu: Qemu,
     /// The simulator.
@@ -193,6 +195,7 @@ impl Effective {
                 t.parse::<tracing_subscriber::filter::Targets>().map(|_| t.to_owned()).map_err(|e| e.to_string())
             })?,
             reconcile_period: self.parse("reconcile_period_seconds", seconds(1, 3600))?,
+            parallel_starts: self.parse("parallel_starts", count(1, 1024))?,
             qemu: Qemu {
                 binary: self.parse("qemu.binary", |t| Ok(PathBuf::from(t)))?,
                 accelerator: self
@@ -223,6 +226,13 @@ fn seconds(least: u64, most: u64) -> impl Fn(&str) -> Result<Duration, String> {
     move |text| match text.parse() {
         Ok(n) if (least..=most).contains(&n) => Ok(Duration::from_secs(n)),
         _ => Err(format!("permitted: {least} to {most} seconds")),
+    }
+}
+
+fn count(least: usize, most: usize) -> impl Fn(&str) -> Result<usize, String> {
+    move |text| match text.parse() {
+        Ok(n) if (least..=most).contains(&n) => Ok(n),
+        _ => Err(format!("permitted: {least} to {most}")),
     }
 }
 

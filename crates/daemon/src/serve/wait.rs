@@ -6,7 +6,7 @@ use std::time::Duration;
 use connectrpc::{ConnectError, RequestContext};
 use roost_api::from_proto::{Common, LONGEST_WAIT};
 use roost_engine::{Accepted, Engine};
-use roost_model::{Operation, ProjectId, Status, Vm};
+use roost_model::{Operation, Status, Vm};
 
 use super::failure::told;
 
@@ -26,12 +26,8 @@ pub(super) async fn until_done(
     if common.asynchronous {
         return Ok((accepted.operation, accepted.vm));
     }
-    let (operation, vm) = if accepted.operation.status.is_final() {
-        (accepted.operation, accepted.vm)
-    } else {
-        let at_most = at_most(context, common.wait);
-        engine.wait(ProjectId::DEFAULT, accepted.operation.id, at_most).await.map_err(|e| told(&e))?
-    };
+    let at_most = at_most(context, common.wait);
+    let (operation, vm) = engine.wait_for(accepted, at_most).await.map_err(|e| told(&e))?;
     match operation.status {
         Status::Failed | Status::Cancelled => Err(roost_api::status::failed(&operation)),
         Status::Pending | Status::Running | Status::Succeeded => Ok((operation, vm)),

@@ -1,17 +1,41 @@
 //! Table `events`: events with dense positions.
+//!
+//! A position is given by the transaction that the event tells of, right before its commit. There is one
+//! writer, so positions come in the order of commits, which is what a watcher's cursor relies on. A
+//! database with several writers needs an outbox and a relay for that.
 
 use std::str::FromStr;
 
 use roost_model::{Invalid, OperationId, ProjectId, Timestamp, VmId};
-use sea_orm::QueryResult;
+use sea_orm::{QueryResult, Value};
 
 use crate::error::StoreError;
-use crate::sql::{all, column, decode, execute, one, parsed, record, signed, unsigned};
+use crate::sql::{all, column, decode, execute, one, parameters, parsed, record, signed, unsigned};
 use crate::tx::Tx;
 
 const TABLE: &str = "events";
 
-pub(crate) const COLUMNS: &str = "position, project_id, at, kind, vm_id, operation_id, data";
+const COLUMNS: &str = "position, project_id, at, kind, vm_id, operation_id, data";
+
+/// Rows to a statement: a few sizes, so that a few prepared statements serve every batch.
+const CHUNKS: [usize; 4] = [64, 16, 4, 1];
+
+/// An event on its way to its position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewEvent {
+    /// The tenant.
+    pub project: ProjectId,
+    /// When it happened.
+    pub at: Timestamp,
+    /// What happened: `vm.created`, `vm.state`, `operation.updated`, ...
+    pub kind: String,
+    /// To which VM.
+    pub vm: Option<VmId>,
+    /// By which operation.
+    pub operation: Option<OperationId>,
+    /// The rest.
+    pub data: serde_json::Value,
+}
 
 /// An event at its position.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +61,39 @@ pub struct Event {
 pub struct Events<'a>(pub(crate) &'a Tx);
 
 impl Events<'_> {
+    /// Adds an event. It gets its position, and can be read, with the commit.
+    pub fn push(&self, event: NewEvent) {
+        self.0.push(event);
+    }
+
+    /// Writes events behind the last one; the position of the newest.
+    pub(crate) async fn append(&self, events: &[NewEvent]) -> Result<u64, StoreError> {
+        let mut position = self.last_position().await?;
+        let mut rest = events;
+        while let Some(size) = CHUNKS.into_iter().find(|size| *size <= rest.len()) {
+            let (some, others) = rest.split_at(size);
+            rest = others;
+            let mut values: Vec<Value> = Vec::with_capacity(size * 7);
+            let mut rows = Vec::with_capacity(size);
+            for event in some {
+                position += 1;
+                rows.push(format!("({})", parameters(values.len() + 1, 7)));
+                values.extend([
+                    signed(position).into(),
+                    event.project.to_string().into(),
+                    event.at.unix_ms().into(),
+                    event.kind.as_str().into(),
+                    event.vm.map(|vm| vm.to_string()).into(),
+                    event.operation.map(|operation| operation.to_string()).into(),
+                    event.data.to_string().into(),
+                ]);
+            }
+            let sql = format!("INSERT INTO events ({COLUMNS}) VALUES {}", rows.join(", "));
+            execute(self.0, &sql, values).await?;
+        }
+        Ok(position)
+    }
+
     /// A project's events after a position, in order.
     pub async fn after(&self, position: u64, project: ProjectId, limit: usize) -> Result<Vec<Event>, StoreError> {
         let sql =
@@ -68,7 +125,7 @@ impl Events<'_> {
     }
 }
 
-pub(crate) fn event_of(row: &QueryResult) -> Result<Event, StoreError> {
+fn event_of(row: &QueryResult) -> Result<Event, StoreError> {
     Ok(Event {
         position: unsigned(column(row, 0, TABLE)?),
         project: parsed(row, 1, TABLE)?,

@@ -4,6 +4,5 @@ pub(crate) mod events;
 pub(crate) mod idempotency;
 pub(crate) mod nodes;
 pub(crate) mod operations;
-pub(crate) mod outbox;
 pub(crate) mod resources;
 pub(crate) mod vms;

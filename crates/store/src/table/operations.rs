@@ -57,10 +57,25 @@ impl Operations<'_> {
         }
     }
 
+    /// Replaces an operation's record where it is still `seen`; whether it was.
+    pub async fn replace(&self, seen: &Operation, operation: &Operation) -> Result<bool, StoreError> {
+        let sql = "UPDATE operations SET status = $1, priority = $2, finished_at = $3, record = $4 \
+                   WHERE id = $5 AND record = $6";
+        let mut values = changing(operation);
+        values.extend([operation.id.to_string().into(), stored(seen).into()]);
+        Ok(execute(self.0, sql, values).await? == 1)
+    }
+
     /// A VM's operations that have not ended, in the order of their acceptance.
     pub async fn open_of(&self, vm: VmId) -> Result<Vec<Operation>, StoreError> {
         let sql = "SELECT id, record FROM operations WHERE vm_id = $1 AND finished_at IS NULL ORDER BY id";
         all(self.0, sql, vec![vm.to_string().into()]).await?.iter().map(operation_of).collect()
+    }
+
+    /// Whether a VM has operations that have not ended.
+    pub async fn any_open_of(&self, vm: VmId) -> Result<bool, StoreError> {
+        let sql = "SELECT id FROM operations WHERE vm_id = $1 AND finished_at IS NULL LIMIT 1";
+        Ok(one(self.0, sql, vec![vm.to_string().into()]).await?.is_some())
     }
 
     /// Every operation that has not ended.
@@ -120,11 +135,14 @@ fn operation_of(row: &QueryResult) -> Result<Operation, StoreError> {
 
 /// `status, priority, finished_at, record`.
 fn changing(operation: &Operation) -> Vec<Value> {
-    let text = serde_json::to_string(operation).expect("an operation has a stored form");
     vec![
         operation.status.as_str().into(),
         operation.priority.as_str().into(),
         operation.finished_at.map(Timestamp::unix_ms).into(),
-        text.into(),
+        stored(operation).into(),
     ]
+}
+
+fn stored(operation: &Operation) -> String {
+    serde_json::to_string(operation).expect("an operation has a stored form")
 }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use roost_model::{BackendName, Machine, ProjectId, Timestamp, Vm, VmId, VmName, VmState};
+use roost_model::{BackendName, Machine, Operation, ProjectId, Resource, Timestamp, Vm, VmId, VmName, VmState};
 use sea_orm::{QueryResult, Value};
 
 use crate::error::StoreError;
-use crate::sql::{all, column, execute, one, parameters, parsed, record, signed, unsigned};
+use crate::sql::{all, changed, column, execute, one, parameters, parsed, record, signed, unsigned};
 use crate::tx::Tx;
 
 /// The first condition is that of the index `vms_unsettled`, word for word: settled VMs cost
@@ -57,6 +57,25 @@ impl Vms<'_> {
         row.as_ref().map(vm_of).transpose()
     }
 
+    /// One VM with its operations that have not ended, in the order of their acceptance, and all that it
+    /// owns: in one query.
+    pub async fn whole(&self, id: VmId) -> Result<Option<(Vm, Vec<Operation>, Vec<Resource>)>, StoreError> {
+        let sql = "SELECT id, record, 0 AS part, '' AS kind FROM vms WHERE id = $1 \
+                   UNION ALL SELECT id, record, 1, '' FROM operations WHERE vm_id = $1 AND finished_at IS NULL \
+                   UNION ALL SELECT key, record, 2, kind FROM resources WHERE vm_id = $1 \
+                   ORDER BY 3, 4, 1";
+        let rows = all(self.0, sql, vec![id.to_string().into()]).await?;
+        let (mut vm, mut operations, mut resources) = (None, Vec::new(), Vec::new());
+        for row in &rows {
+            match column::<i64>(row, 2, "vms")? {
+                0 => vm = Some(vm_of(row)?),
+                1 => operations.push(record(row, 1, "operations")?),
+                _ => resources.push(record(row, 1, "resources")?),
+            }
+        }
+        Ok(vm.map(|vm| (vm, operations, resources)))
+    }
+
     /// One VM by its name.
     pub async fn by_name(&self, project: ProjectId, name: &VmName) -> Result<Option<Vm>, StoreError> {
         let sql = "SELECT id, record FROM vms WHERE project_id = $1 AND name = $2";
@@ -66,21 +85,26 @@ impl Vms<'_> {
 
     /// Replaces a VM's record, which must be the successor of the stored one.
     pub async fn update(&self, vm: &Vm) -> Result<(), StoreError> {
+        if self.replace(vm).await? { Ok(()) } else { Err(StoreError::Conflict { what: vm.id.to_string() }) }
+    }
+
+    /// Replaces a VM's record where it is the successor of the stored one; whether it was.
+    pub async fn replace(&self, vm: &Vm) -> Result<bool, StoreError> {
         let sql = "UPDATE vms SET name = $1, backend = $2, state = $3, desired_power = $4, deleted = $5, machine = $6, \
                    failed = $7, expires_at = $8, resource_version = $9, created_at = $10, updated_at = $11, record = $12 \
                    WHERE id = $13 AND resource_version = $14 RETURNING \
                    (SELECT count(*) FROM vm_metadata WHERE vm_id = $13)";
         let mut values = columns(vm);
         values.extend([vm.id.to_string().into(), (signed(vm.resource_version) - 1).into()]);
-        let Some(row) = one(self.0, sql, values).await? else {
-            return Err(StoreError::Conflict { what: vm.id.to_string() });
+        let Some(row) = changed(self.0, sql, values).await? else {
+            return Ok(false);
         };
         let metadata: i64 = column(&row, 0, "vms")?;
-        if metadata == 0 && vm.spec.metadata.is_empty() {
-            return Ok(());
+        if metadata > 0 || !vm.spec.metadata.is_empty() {
+            execute(self.0, "DELETE FROM vm_metadata WHERE vm_id = $1", vec![vm.id.to_string().into()]).await?;
+            self.insert_metadata(vm).await?;
         }
-        execute(self.0, "DELETE FROM vm_metadata WHERE vm_id = $1", vec![vm.id.to_string().into()]).await?;
-        self.insert_metadata(vm).await
+        Ok(true)
     }
 
     /// Removes a VM. Nothing may be on record as belonging to it.

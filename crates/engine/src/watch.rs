@@ -1,5 +1,5 @@
-//! From the outbox to watchers: one relay gives committed rows dense positions; a watcher's cursor
-//! is a position, so that it resumes with no gap and no duplicate.
+//! Watching what is committed: a watcher's cursor is an event's position, so that it resumes with no gap
+//! and no duplicate.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::engine::{Engine, Inner};
 use crate::error::EngineError;
 use crate::seam::stopped;
 
-/// Rows moved in one transaction.
+/// Events given at a time.
 const BATCH: usize = 1024;
 
 /// A watcher's place in the stream of events.
@@ -24,7 +24,7 @@ pub struct Watch {
 impl Engine {
     /// Watches events after `position`; `None` begins with what happens next.
     pub async fn watch(&self, project: ProjectId, position: Option<u64>) -> Result<Watch, EngineError> {
-        let last = *self.inner.position.borrow();
+        let last = *self.inner.store.position().borrow();
         let position = match position {
             None => last,
             Some(position) if position > last => {
@@ -36,7 +36,7 @@ impl Engine {
                 let first: u64 = self
                     .inner
                     .store
-                    .read(|tx| Box::pin(async move { tx.events().first_position().await }))
+                    .read_one(|tx| Box::pin(async move { tx.events().first_position().await }))
                     .await
                     .map_err(|e: StoreError| EngineError::Store(e))?;
                 if position + 1 < first {
@@ -64,14 +64,14 @@ impl Watch {
     /// The next events, in order; at least one. `None`: the engine is stopping.
     pub async fn next(&mut self) -> Result<Option<Vec<Event>>, EngineError> {
         let inner = Arc::clone(&self.engine.inner);
-        let mut last = inner.position.subscribe();
+        let mut last = inner.store.position();
         let mut stopping = inner.stopping.subscribe();
         loop {
             let (after, project) = (self.position, self.project);
             last.borrow_and_update();
             let events: Vec<Event> = inner
                 .store
-                .read(move |tx| Box::pin(async move { tx.events().after(after, project, BATCH).await }))
+                .read_one(move |tx| Box::pin(async move { tx.events().after(after, project, BATCH).await }))
                 .await
                 .map_err(|e: StoreError| EngineError::Store(e))?;
             if let Some(newest) = events.last() {
@@ -87,42 +87,10 @@ impl Watch {
     }
 }
 
-/// Moves outbox rows to events whenever a commit has made some, until the engine stops.
-pub(crate) async fn run(inner: Arc<Inner>) {
-    let mut committed = inner.store.committed();
-    let mut stopping = inner.stopping.subscribe();
-    loop {
-        committed.borrow_and_update();
-        match relay_all(&inner).await {
-            Ok(()) => {}
-            Err(error) => tracing::warn!(error = %error, "events could not be relayed; they wait in the outbox"),
-        }
-        tokio::select! {
-            biased;
-            () = stopped(&mut stopping) => return,
-            changed = committed.changed() => if changed.is_err() { return },
-            // After a failure nothing may commit for long; what waits is tried again all the same.
-            () = inner.seams.clock.sleep(inner.config.reconcile_period) => {}
-        }
-    }
-}
-
-async fn relay_all(inner: &Inner) -> Result<(), StoreError> {
-    loop {
-        let events: Vec<Event> =
-            inner.store.write(|tx| Box::pin(async move { tx.outbox().relay(BATCH).await })).await?;
-        let Some(newest) = events.last() else { return Ok(()) };
-        inner.position.send_replace(newest.position);
-        if events.len() < BATCH {
-            return Ok(());
-        }
-    }
-}
-
 /// Forgets events, ended operations and idempotency keys that are past their time.
 pub(crate) async fn prune(inner: &Inner) -> Result<(), StoreError> {
     let kept = inner.config.events_kept;
-    let last = *inner.position.borrow();
+    let last = *inner.store.position().borrow();
     let before =
         inner.seams.clock.now().unix_ms() - i64::try_from(inner.config.history_kept.as_millis()).unwrap_or(i64::MAX);
     let before = roost_model::Timestamp::from_unix_ms(before);
