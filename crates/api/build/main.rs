@@ -12,9 +12,10 @@ use prost::Message;
 const FILES: [&str; 4] = ["vmm/v1/error.proto", "vmm/v1/operation.proto", "vmm/v1/system.proto", "vmm/v1/vm.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    // The package's own directory, now: a target directory may have been built from another checkout.
+    let root = Path::new("../../proto").canonicalize()?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    println!("cargo:rerun-if-changed={}", root.display());
+    println!("cargo:rerun-if-changed=../../proto");
     println!("cargo:rerun-if-changed=build");
 
     // With source info for the generated docs; without it for what ends up in the binary.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use buffa_types::google::protobuf::Timestamp as WireTimestamp;
 use roost_model::operation::{Claim, OperationError as ModelError, Progress};
 use roost_model::spec::{
-    Backing, Boot, Console, Cpu, Disk, Forward, Memory, Nic, NicKind, RestartMode, RestartPolicy as ModelPolicy,
+    Agent, Backing, Boot, Console, Cpu, Disk, Forward, Memory, Nic, NicKind, RestartMode, RestartPolicy as ModelPolicy,
     Topology,
 };
 use roost_model::vm::{Condition, Failure, Restarts};
@@ -83,6 +83,7 @@ pub fn spec(spec: &VmSpec) -> VmConfig {
         time_to_live,
         machine,
         accelerator,
+        agent: Agent { channel },
     } = spec;
     VmConfig {
         cpu: cpu(processors).into(),
@@ -96,6 +97,7 @@ pub fn spec(spec: &VmSpec) -> VmConfig {
         time_to_live_seconds: time_to_live.map_or(0, |ttl| ttl.as_secs()),
         machine: machine.map(|m| m.to_string()).unwrap_or_default(),
         accelerator: accelerator.to_string(),
+        agent: AgentConfig { channel: channel.to_string(), ..Default::default() }.into(),
         ..Default::default()
     }
 }

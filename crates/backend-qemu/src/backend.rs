@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use roost_backend::{Adoptee, Backend, BackendError, Booted, ConsoleEndpoint, Definition, EventSender, Info, Journal};
+use roost_backend::{
+    Adoptee, AgentEndpoint, Backend, BackendError, Booted, ConsoleEndpoint, Definition, EventSender, Info, Journal,
+};
 use roost_host::dirs::ensure_private_dir;
 use roost_host::launch::find_program;
 use roost_host::process::Process;
@@ -163,7 +165,7 @@ impl QemuBackend {
     }
 
     /// Everything that can be said against a definition before anything is made.
-    async fn prepare(&self, vm: &Definition) -> Result<(Arc<Tools>, Choice, Vec<std::ffi::OsString>), BackendError> {
+    async fn prepare(&self, vm: &Definition) -> Result<(Arc<Tools>, Choice, args::Built), BackendError> {
         let tools = self.tools().await?;
         let config = &self.shared.config;
         let choice = accel::choose(vm.spec.accelerator, config.accelerator, &tools.probe, &tools.verdict)?;
@@ -171,8 +173,8 @@ impl QemuBackend {
         let checked = on_thread(move || files::check(&spec)).await?;
         let machine = vm.spec.machine.unwrap_or(config.machine);
         let plan = Plan { machine, probe: &tools.probe, accelerator: &choice, block_devices: &checked.block_devices };
-        let args = args::build(vm, &plan)?;
-        Ok((tools, choice, args))
+        let built = args::build(vm, &plan)?;
+        Ok((tools, choice, built))
     }
 
     /// Runs what blocks on another thread, to its end even when nobody waits for it any more. The turn,
@@ -285,7 +287,7 @@ impl Backend for QemuBackend {
         if starting.is_some_and(|(_, process)| process.is_alive().unwrap_or(true)) {
             return Err(wrong_state("start", Observed::Running));
         }
-        let (tools, choice, args) = self.prepare(vm).await?;
+        let (tools, choice, args::Built { args, agent }) = self.prepare(vm).await?;
         let config = &self.shared.config;
         let machine = tools.probe.machine(vm.spec.machine.unwrap_or(config.machine))?.name.clone();
         let record = LaunchRecord {
@@ -307,6 +309,7 @@ impl Backend for QemuBackend {
             program: tools.probe.binary.path.clone(),
             args,
             taps: launch::taps(&vm.spec),
+            agent,
             run_dir: record.run_dir.clone(),
             state_dir: config.vm_state_dir(vm.id),
             console: vm.spec.console.enabled.then(|| (config.console_binary.clone(), config.console_log_bytes)),
@@ -380,6 +383,16 @@ impl Backend for QemuBackend {
         clear::belongings(resources, &vm.uuid().to_string(), journal).await?;
         lock(&self.shared.vms).remove(&vm);
         Ok(())
+    }
+
+    async fn agent(&self, vm: VmId) -> Result<AgentEndpoint, BackendError> {
+        let Some(machine) = self.machine(vm).filter(|machine| machine.observed().is_up()) else {
+            return match self.at_rest(vm).machine {
+                Observed::Absent => Err(unknown(vm)),
+                _ => Ok(AgentEndpoint::default()),
+            };
+        };
+        Ok(machine.identity.agent())
     }
 
     async fn console(&self, vm: VmId) -> Result<ConsoleEndpoint, BackendError> {

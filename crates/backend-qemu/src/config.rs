@@ -92,6 +92,10 @@ impl QemuConfig {
 
 /// The control socket in a VM's run directory.
 pub(crate) const QMP_SOCKET: &str = "qmp.sock";
+/// The agent's socket in a VM's run directory.
+pub(crate) const AGENT_SOCKET: &str = "agent.sock";
+/// The socket of QEMU's guest agent in a VM's run directory.
+pub(crate) const QEMU_GUEST_AGENT_SOCKET: &str = "qga.sock";
 /// The serial line's socket in a VM's run directory.
 pub(crate) const CONSOLE_SOCKET: &str = "console.sock";
 /// The console log's directory in a VM's state directory.

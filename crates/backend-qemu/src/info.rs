@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use roost_backend::{BackendError, DiskMetrics, Info, Metrics, NicMetrics};
+use roost_backend::{AgentEndpoint, BackendError, DiskMetrics, Info, Metrics, NicMetrics};
 use roost_host::process::Process;
 use roost_host::stats::process_stats;
 use roost_model::observe::Report;
@@ -54,6 +54,10 @@ fn details(machine: &Machine) -> BTreeMap<String, String> {
         ("machine".to_owned(), identity.machine.clone()),
         ("accelerator".to_owned(), identity.accelerator.clone()),
     ]);
+    let AgentEndpoint { socket, qemu_guest_agent } = identity.agent();
+    for (key, path) in [("agent-socket", socket), ("qemu-guest-agent-socket", qemu_guest_agent)] {
+        details.extend(path.map(|path| (key.to_owned(), path.display().to_string())));
+    }
     if let Some(console) = &machine.processes.console
         && !console.is_alive().unwrap_or(true)
     {

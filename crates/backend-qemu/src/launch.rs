@@ -26,8 +26,8 @@ use roost_host::tap::open_tap;
 use roost_model::spec::NicKind;
 use roost_model::{LaunchId, VmSpec};
 
-use crate::args::{FIRST_TAP_FD, QMP_FD, SERIAL_FD};
-use crate::config::{CONSOLE_DIR, CONSOLE_SOCKET, QEMU_LOG, QMP_SOCKET};
+use crate::args::{AGENT_FD, FIRST_TAP_FD, QEMU_GUEST_AGENT_FD, QMP_FD, SERIAL_FD};
+use crate::config::{AGENT_SOCKET, CONSOLE_DIR, CONSOLE_SOCKET, QEMU_GUEST_AGENT_SOCKET, QEMU_LOG, QMP_SOCKET};
 use crate::exits::{Exited, Exits};
 use crate::machine::{Processes, kill};
 use crate::record::{LAUNCH_KEY, LaunchRecord};
@@ -39,6 +39,8 @@ pub(crate) struct Order {
     pub(crate) program: PathBuf,
     pub(crate) args: Vec<std::ffi::OsString>,
     pub(crate) taps: Vec<String>,
+    /// Whether QEMU expects the agents' sockets.
+    pub(crate) agent: bool,
     pub(crate) run_dir: PathBuf,
     pub(crate) state_dir: PathBuf,
     /// The keeper's program and the cap of its log; `None`: no serial line.
@@ -66,7 +68,7 @@ pub(crate) fn taps(spec: &VmSpec) -> Vec<String> {
 
 /// Makes the run directory with its sockets, and the children. Blocks for a millisecond or two.
 pub(crate) fn make(order: Order, exits: &Exits) -> Result<Waiting, BackendError> {
-    let Order { program, args, taps, run_dir, state_dir, console } = order;
+    let Order { program, args, taps, agent, run_dir, state_dir, console } = order;
     let host = |e: &dyn std::error::Error| crate::host_error("HOST_DIRECTORY", e);
     ensure_private_dir(&run_dir).map_err(|e| host(&e))?;
     ensure_private_dir(&state_dir).map_err(|e| host(&e))?;
@@ -79,6 +81,12 @@ pub(crate) fn make(order: Order, exits: &Exits) -> Result<Waiting, BackendError>
     let mut launch = Launch::new(&program).args(args).cwd(&run_dir).fd(OwnedFd::from(listener), QMP_FD);
     for (tap, number) in taps.into_iter().zip(FIRST_TAP_FD..) {
         launch = launch.fd(tap, number);
+    }
+    if agent {
+        for (name, number) in [(AGENT_SOCKET, AGENT_FD), (QEMU_GUEST_AGENT_SOCKET, QEMU_GUEST_AGENT_FD)] {
+            let listener = bind_unix(&run_dir.join(name)).map_err(|e| socket_error(&e))?;
+            launch = launch.fd(OwnedFd::from(listener), number);
+        }
     }
     let mut keeper = None;
     if let Some((keeper_program, cap)) = console {

@@ -13,8 +13,8 @@ use std::task::Poll;
 
 use async_trait::async_trait;
 use roost_backend::{
-    Adoptee, Backend, BackendError, Booted, ConsoleEndpoint, Definition, DiskMetrics, EventSender, Info, Journal,
-    Metrics, NicMetrics,
+    Adoptee, AgentEndpoint, Backend, BackendError, Booted, ConsoleEndpoint, Definition, DiskMetrics, EventSender, Info,
+    Journal, Metrics, NicMetrics,
 };
 use roost_model::observe::Report;
 use roost_model::plan::Stop;
@@ -346,6 +346,12 @@ impl Backend for SimBackend {
         }
         self.step(Method::Delete, Some(vm), 3).await?;
         Ok(())
+    }
+
+    async fn agent(&self, vm: VmId) -> Result<AgentEndpoint, BackendError> {
+        self.step(Method::Agent, Some(vm), 0).await?;
+        self.need(Capability::AgentChannel)?;
+        Ok(AgentEndpoint::default())
     }
 
     async fn console(&self, vm: VmId) -> Result<ConsoleEndpoint, BackendError> {

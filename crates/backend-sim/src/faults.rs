@@ -51,6 +51,8 @@ pub enum Method {
     Delete,
     /// `console`
     Console,
+    /// `agent`
+    Agent,
 }
 
 /// Where a fault strikes.

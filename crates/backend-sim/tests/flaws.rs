@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use roost_backend::conformance::{Act, GuestKind, Harness, Scale, Subject, run};
 use roost_backend::{
-    Adoptee, Backend, BackendError, Booted, ConsoleEndpoint, Definition, Event, EventSender, Happened, Info, Journal,
-    JournalError, MemoryJournal,
+    Adoptee, AgentEndpoint, Backend, BackendError, Booted, ConsoleEndpoint, Definition, Event, EventSender, Happened,
+    Info, Journal, JournalError, MemoryJournal,
 };
 use roost_backend_sim::{SimBackend, SimConfig, SimHost, TokioClock};
 use roost_model::observe::Report;
@@ -376,6 +376,10 @@ impl Backend for Flawed {
             return Ok(());
         }
         self.sim.delete(vm, resources, journal).await
+    }
+
+    async fn agent(&self, vm: VmId) -> Result<AgentEndpoint, BackendError> {
+        self.sim.agent(vm).await
     }
 
     async fn console(&self, vm: VmId) -> Result<ConsoleEndpoint, BackendError> {

@@ -129,6 +129,7 @@ obligations! {
     delete_ends_a_living_machine,
     deleting_what_is_gone_succeeds,
     the_console_is_known_at_any_time,
+    the_channels_into_a_guest_are_those_of_a_machine_that_is_up,
     a_power_off_is_told_once,
     a_panic_is_told_once,
     a_kill_is_told_once,

@@ -118,6 +118,15 @@ pub struct ConsoleEndpoint {
     pub log_dir: PathBuf,
 }
 
+/// Where the channels into a guest can be reached: Unix sockets, one client at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AgentEndpoint {
+    /// The port of Roost's own agent (`org.roost.agent.0`); `None` while nothing runs, or where there is none.
+    pub socket: Option<PathBuf>,
+    /// The port of QEMU's guest agent (`org.qemu.guest_agent.0`), which stock images have.
+    pub qemu_guest_agent: Option<PathBuf>,
+}
+
 /// A hypervisor.
 ///
 /// Obligations, checked by [`conformance`]:
@@ -135,7 +144,7 @@ pub struct ConsoleEndpoint {
 /// - *Silent about what was asked.* Ends that `shutdown`, `clear` or `delete` brought about need no
 ///   event; one that comes all the same carries the launch and does no harm.
 ///
-/// Calls for one VM never overlap, but for `info` and `console`, which may come at any time, and
+/// Calls for one VM never overlap, but for `info`, `console` and `agent`, which may come at any time, and
 /// `clear` and `delete`, which may come right after a dropped call. Calls for different VMs do.
 #[async_trait]
 pub trait Backend: Send + Sync + Debug {
@@ -182,6 +191,9 @@ pub trait Backend: Send + Sync + Debug {
 
     /// Removes everything that belongs to the VM. `resources` is everything recorded for it.
     async fn delete(&self, vm: VmId, resources: &[Resource], journal: &dyn Journal) -> Result<(), BackendError>;
+
+    /// Where the channels into the guest are.
+    async fn agent(&self, vm: VmId) -> Result<AgentEndpoint, BackendError>;
 
     /// Where the serial line is.
     async fn console(&self, vm: VmId) -> Result<ConsoleEndpoint, BackendError>;

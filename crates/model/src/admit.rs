@@ -139,6 +139,7 @@ pub fn admit_update(vm: &Vm, new: &VmSpec) -> Result<(), Refusal> {
         metadata: _,
         restart_policy: _,
         time_to_live: _,
+        agent,
     } = new;
     let old = &vm.spec;
     let changed = [
@@ -150,6 +151,7 @@ pub fn admit_update(vm: &Vm, new: &VmSpec) -> Result<(), Refusal> {
         ("console", *console != old.console),
         ("machine", *machine != old.machine),
         ("accelerator", *accelerator != old.accelerator),
+        ("agent", *agent != old.agent),
     ];
     match changed.iter().find(|(_, changed)| *changed) {
         Some((field, _)) => Err(Invalid::new(format!("config.{field}"), "", "changes only while the VM is shut down")

@@ -44,6 +44,8 @@ capabilities! {
     DiskBoot = "disk-boot",
     /// A serial console.
     SerialConsole = "serial-console",
+    /// A channel to an agent in the guest.
+    AgentChannel = "agent-channel",
     /// Disks in raw format.
     RawDisk = "disk-raw",
     /// Disks in qcow2 format.

@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use roost_model::spec::{
-    AbsolutePath, Accelerator, Backing, Boot, Bus, Console, Cpu, Device, Disk, DiskFormat, Forward, MacAddress, Memory,
-    Nic, NicKind, Protocol, RestartMode, RestartPolicy, Topology,
+    AbsolutePath, Accelerator, Agent, Backing, Boot, Bus, Console, Cpu, Device, Disk, DiskFormat, Forward, MacAddress,
+    Memory, Nic, NicKind, Protocol, RestartMode, RestartPolicy, Topology,
 };
 use roost_model::{Bytes, Invalid, VmSpec};
 
@@ -27,6 +27,7 @@ pub fn spec(config: v1::VmConfig) -> Result<VmSpec, Invalid> {
         time_to_live_seconds,
         machine,
         accelerator,
+        agent: guest_agent,
         __buffa_unknown_fields: unknown,
     } = config;
     no_unknown(&unknown)?;
@@ -56,6 +57,7 @@ pub fn spec(config: v1::VmConfig) -> Result<VmSpec, Invalid> {
         time_to_live: (time_to_live_seconds != 0).then(|| Duration::from_secs(time_to_live_seconds)),
         machine: word(machine, "machine")?,
         accelerator: word(accelerator, "accelerator")?.unwrap_or(Accelerator::Auto),
+        agent: agent(guest_agent.into_option().unwrap_or_default()).map_err(|e| e.under("agent"))?,
     };
     spec.check()?;
     Ok(spec)
@@ -259,6 +261,12 @@ fn console(console: v1::ConsoleConfig) -> Result<Console, Invalid> {
     only(input, "input", &["api"])?;
     only(console_type, "console_type", &["serial"])?;
     Ok(Console { enabled })
+}
+
+fn agent(agent: v1::AgentConfig) -> Result<Agent, Invalid> {
+    let v1::AgentConfig { channel, __buffa_unknown_fields: unknown } = agent;
+    no_unknown(&unknown)?;
+    Ok(Agent { channel: word(channel, "channel")?.unwrap_or_default() })
 }
 
 fn restart_policy(policy: v1::RestartPolicy) -> Result<RestartPolicy, Invalid> {

@@ -2,8 +2,8 @@ use buffa::Message;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use roost_model::spec::{
-    AbsolutePath, Accelerator, Backing, Boot, Bus, Console, Cpu, Device, Disk, DiskFormat, Forward, MacAddress,
-    MachineType, Memory, Nic, NicKind, Protocol, RestartMode, RestartPolicy, Topology,
+    AbsolutePath, Accelerator, Agent, AgentChannel, Backing, Boot, Bus, Console, Cpu, Device, Disk, DiskFormat,
+    Forward, MacAddress, MachineType, Memory, Nic, NicKind, Protocol, RestartMode, RestartPolicy, Topology,
 };
 use roost_model::{Bytes, Timestamp};
 use serde_json::json;
@@ -302,6 +302,11 @@ fn policy() -> impl Strategy<Value = RestartPolicy> {
     })
 }
 
+fn agent() -> impl Strategy<Value = Agent> {
+    let channel = prop_oneof![Just(AgentChannel::Auto), Just(AgentChannel::On), Just(AgentChannel::Off)];
+    channel.prop_map(|channel| Agent { channel })
+}
+
 prop_compose! {
     fn any_spec()(
         cpu in cpu(),
@@ -315,6 +320,7 @@ prop_compose! {
         restart_policy in policy(),
         machine in proptest::option::of(prop_oneof![Just(MachineType::Q35), Just(MachineType::Microvm)]),
         accelerator in prop_oneof![Just(Accelerator::Auto), Just(Accelerator::Kvm), Just(Accelerator::Tcg)],
+        agent in agent(),
     ) -> VmSpec {
         let mut ids = ids.into_iter();
         for (i, disk) in storage.iter_mut().enumerate() {
@@ -340,7 +346,7 @@ prop_compose! {
             console: Console { enabled },
             metadata, restart_policy,
             time_to_live: ttl.map(Duration::from_secs),
-            machine, accelerator,
+            machine, accelerator, agent,
         }
     }
 }

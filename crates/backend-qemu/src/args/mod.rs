@@ -5,8 +5,9 @@
 //! (`-name`). No other argument holds anything but words and numbers made here.
 //!
 //! Files of this module: the board and what is on every board ([`board`]), disks ([`disks`]),
-//! network interfaces ([`nics`]), places on PCI and virtio-mmio ([`places`]).
+//! network interfaces ([`nics`]), channels into the guest ([`agent`]), places on PCI and virtio-mmio ([`places`]).
 
+mod agent;
 mod board;
 mod disks;
 mod nics;
@@ -28,6 +29,10 @@ use crate::probe::Probe;
 pub(crate) const QMP_FD: RawFd = 3;
 /// Where it finds its end of the serial line.
 pub(crate) const SERIAL_FD: RawFd = 4;
+/// Where it finds the listening socket of Roost's agent.
+pub(crate) const AGENT_FD: RawFd = 5;
+/// Where it finds the listening socket of its own guest agent.
+pub(crate) const QEMU_GUEST_AGENT_FD: RawFd = 6;
 /// Where it finds its first TAP; the others follow.
 pub(crate) const FIRST_TAP_FD: RawFd = 10;
 
@@ -44,11 +49,20 @@ pub(crate) struct Plan<'a> {
     pub(crate) block_devices: &'a [bool],
 }
 
-/// The arguments, without the program's name.
+/// What QEMU is started with.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// The arguments, without the program's name.
+    pub(crate) args: Vec<OsString>,
+    /// Whether it expects the agents' sockets.
+    pub(crate) agent: bool,
+}
+
+/// What QEMU is started with.
 ///
 /// # Errors
 /// The board cannot have what the spec asks for. Says which field and what is permitted.
-pub(crate) fn build(vm: &Definition, plan: &Plan<'_>) -> Result<Vec<OsString>, BackendError> {
+pub(crate) fn build(vm: &Definition, plan: &Plan<'_>) -> Result<Built, BackendError> {
     let mut args = Args::default();
     let mut places = places::Places::new(plan.machine, board::has_second_ioapic(plan), &vm.spec);
     board::identity(vm, &mut args);
@@ -61,7 +75,8 @@ pub(crate) fn build(vm: &Definition, plan: &Plan<'_>) -> Result<Vec<OsString>, B
     disks::add(vm, plan, &mut places, &mut args)?;
     nics::add(vm, &mut places, &mut args)?;
     board::standard_devices(plan, &mut places, &mut args)?;
-    Ok(args.0)
+    let agent = agent::add(vm, plan, &mut places, &mut args)?;
+    Ok(Built { args: args.0, agent })
 }
 
 /// Arguments under way.

@@ -6,6 +6,7 @@
 //!     2       random numbers        then the rest, in the spec's order
 //!     3       SCSI controller
 //!     4..11   NICs
+//!     12      virtio-serial, for agents
 //!     16..23  virtio disks, up to 3 functions each
 //!     24..27  SATA controllers beyond the built-in one
 //!     31      the chipset's own
@@ -27,6 +28,7 @@ const FEW_MMIO_BUSES: std::ops::RangeInclusive<usize> = 0..=7;
 const RANDOM_SLOT: usize = 2;
 const SCSI_SLOT: usize = 3;
 const FIRST_NIC_SLOT: usize = 4;
+const SERIAL_SLOT: usize = 12;
 const FIRST_DISK_SLOT: usize = 16;
 const DISK_SLOTS: usize = 8;
 const FIRST_SATA_SLOT: usize = 24;
@@ -38,6 +40,7 @@ pub(super) enum Role {
     Nic,
     Scsi,
     Random,
+    Serial,
 }
 
 #[derive(Debug)]
@@ -87,6 +90,7 @@ impl Places {
         let (slot, function) = match role {
             Role::Random => (RANDOM_SLOT, 0),
             Role::Scsi => (SCSI_SLOT, 0),
+            Role::Serial => (SERIAL_SLOT, 0),
             Role::Nic => {
                 self.nics += 1;
                 (FIRST_NIC_SLOT + self.nics - 1, 0)

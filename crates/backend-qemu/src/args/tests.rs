@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use roost_model::spec::{
-    Backing, Boot, Bus, Device, Disk, DiskFormat, Forward, Memory, Nic, NicKind, Protocol, Topology,
+    AgentChannel, Backing, Boot, Bus, Device, Disk, DiskFormat, Forward, Memory, Nic, NicKind, Protocol, Topology,
 };
 use roost_model::{Bytes, VmSpec};
 
@@ -20,7 +20,7 @@ pub(crate) fn probe() -> Probe {
             .map(|s| (*s).to_owned())
             .collect(),
     };
-    let types = ["device:pvpanic", "device:virtio-mmio", "object:rng-builtin"];
+    let types = ["device:pvpanic", "device:virtio-mmio", "object:rng-builtin", "device:virtserialport"];
     Probe {
         binary: serde_json::from_value(
             serde_json::json!({"path": "/usr/bin/qemu-system-x86_64", "size": 1, "changed_ns": 1}),
@@ -96,7 +96,7 @@ fn tap_nic(id: &str, device: &str) -> Nic {
 
 fn built(machine: MachineType, probe: &Probe, accelerator: &Choice, spec: VmSpec) -> Result<Vec<String>, BackendError> {
     let plan = Plan { machine, probe, accelerator, block_devices: &[] };
-    let args = build(&definition(spec), &plan)?;
+    let Built { args, .. } = build(&definition(spec), &plan)?;
     Ok(args.into_iter().map(|arg| arg.into_string().unwrap()).collect())
 }
 
@@ -227,8 +227,30 @@ fn more_disks_and_nics_than_slots() {
     let devices =
         args.iter().filter_map(|arg| serde_json::from_str::<Value>(arg).ok()).filter(|v| v["bus"] == "pcie.0");
     let places: Vec<String> = devices.map(|device| device["addr"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(places.len(), 24 + 8 + 1);
+    assert_eq!(places.len(), 24 + 8 + 2);
     assert_eq!(places.iter().collect::<BTreeSet<_>>().len(), places.len(), "{places:?}");
+}
+
+#[test]
+fn a_channel_gives_way_unless_it_is_demanded() {
+    let channels = |machine: MachineType, probe: &Probe, channel: AgentChannel, disks: usize| {
+        let mut spec = kernel_spec();
+        spec.storage = (0..disks).map(|i| disk(&format!("d{i}"), Bus::Virtio)).collect();
+        spec.agent.channel = channel;
+        let args = built(machine, probe, &tcg(), spec);
+        args.map(|args| args.iter().filter(|arg| arg.contains("virtserialport")).count()).map_err(|e| e.message)
+    };
+    use AgentChannel::{Auto, Off, On};
+    for machine in [MachineType::Q35, MachineType::Microvm] {
+        assert_eq!([Auto, On, Off].map(|c| channels(machine, &probe(), c, 1)), [Ok(2), Ok(2), Ok(0)]);
+    }
+    // 22 disks and random numbers: every place of a microvm is taken.
+    assert_eq!(channels(MachineType::Microvm, &probe(), Auto, 22), Ok(0));
+    assert!(channels(MachineType::Microvm, &probe(), On, 22).is_err_and(|e| e.starts_with("devices 24")));
+    let mut old = probe();
+    old.types.remove("device:virtserialport");
+    assert_eq!(channels(MachineType::Q35, &old, Auto, 1), Ok(0));
+    assert!(channels(MachineType::Q35, &old, On, 1).is_err_and(|e| e.starts_with("agent.channel on")));
 }
 
 #[test]

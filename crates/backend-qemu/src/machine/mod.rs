@@ -24,13 +24,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use roost_backend::{BackendError, Definition, EventSender};
+use roost_backend::{AgentEndpoint, BackendError, Definition, EventSender};
 use roost_host::process::Process;
 use roost_model::{ExitCause, LaunchId, Machine as Observed};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
+use crate::config::{AGENT_SOCKET, QEMU_GUEST_AGENT_SOCKET};
 use crate::exits::Exited;
 use crate::qmp::{Command, Connection, QmpError};
 
@@ -94,6 +95,14 @@ pub(crate) struct Identity {
     pub(crate) run_dir: PathBuf,
     /// What QEMU says on its standard error.
     pub(crate) log: PathBuf,
+}
+
+impl Identity {
+    /// The channels into the guest. A machine without one, or one of an older daemon, has no such sockets.
+    pub(crate) fn agent(&self) -> AgentEndpoint {
+        let there = |name: &str| Some(self.run_dir.join(name)).filter(|path| path.exists());
+        AgentEndpoint { socket: there(AGENT_SOCKET), qemu_guest_agent: there(QEMU_GUEST_AGENT_SOCKET) }
+    }
 }
 
 /// The handle of a living machine. Dropping the last one lets go of it: the guest runs on.

@@ -144,6 +144,7 @@ impl Probe {
         let probed = [
             (C::PanicEvents, all(&["device:pvpanic"])),
             (C::SerialConsole, all(&["device:isa-serial"])),
+            (C::AgentChannel, all(&["device:virtio-serial-pci", "device:virtserialport"])),
             (C::RawDisk, all(&["block:raw", "block:file"])),
             (C::Qcow2Disk, all(&["block:qcow2", "block:file"])),
             (C::ScsiBus, all(&["device:virtio-scsi-pci", "device:scsi-hd"])),

@@ -9,7 +9,7 @@ use roost_model::{Capability, ExitCause};
 use super::Outcome;
 use super::harness::{GuestKind, Harness};
 use super::stage::{Stage, always, conduct, ensure, told, within};
-use crate::Happened;
+use crate::{AgentEndpoint, Happened};
 
 /// `ping` and `capabilities` answer at once and alike, and the harness's VMs are within them.
 pub async fn answers_before_it_is_asked_to_act(harness: &dyn Harness) -> Outcome {
@@ -302,6 +302,27 @@ pub async fn the_console_is_known_at_any_time(harness: &dyn Harness) -> Outcome 
             let connected = within(s.scale.patience, "the console", tokio::net::UnixStream::connect(socket)).await?;
             connected.map_err(|e| format!("nobody answers at the console's socket {socket:?}: {e}"))?;
         }
+        Ok(())
+    })
+    .await
+}
+
+/// `agent` names sockets only of a machine that is up, and somebody listens there.
+pub async fn the_channels_into_a_guest_are_those_of_a_machine_that_is_up(harness: &dyn Harness) -> Outcome {
+    const NAME: &str = "the_channels_into_a_guest_are_those_of_a_machine_that_is_up";
+    conduct(NAME, harness, needs(Capability::AgentChannel), async |s| {
+        let vm = s.created(GuestKind::Plain).await?;
+        let before = s.call("agent", s.backend().agent(vm.id())).await?;
+        ensure!(before == AgentEndpoint::default(), "a VM that never ran has channels: {before:?}");
+        s.boot(&vm).await?;
+        let during = s.call("agent", s.backend().agent(vm.id())).await?;
+        for socket in [&during.socket, &during.qemu_guest_agent].into_iter().flatten() {
+            let connected = within(s.scale.patience, "a channel", tokio::net::UnixStream::connect(socket)).await?;
+            connected.map_err(|e| format!("nobody answers at {socket:?}: {e}"))?;
+        }
+        s.call("shutdown", s.backend().shutdown(vm.id(), Stop::Forced)).await?;
+        let after = s.call("agent", s.backend().agent(vm.id())).await?;
+        ensure!(after == AgentEndpoint::default(), "a machine that ended has channels: {after:?}");
         Ok(())
     })
     .await

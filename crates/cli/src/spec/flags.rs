@@ -57,6 +57,9 @@ pub(crate) struct ConfigFlags {
     /// The VM is deleted this long after its creation, e.g. 1h
     #[arg(long, value_name = "DURATION", value_parser = whole_seconds)]
     ttl: Option<u32>,
+    /// The channel to the guest agent: auto, on or off
+    #[arg(long, value_name = "CHANNEL")]
+    agent: Option<String>,
 }
 
 /// Of a VM that is made from flags and does not say.
@@ -80,8 +83,9 @@ impl ConfigFlags {
             metadata,
             restart,
             ttl,
+            agent,
         } = self;
-        [kernel, initrd, kernel_args, machine, accelerator].iter().any(|o| o.is_some())
+        [kernel, initrd, kernel_args, machine, accelerator, agent].iter().any(|o| o.is_some())
             || memory.is_some()
             || cpus.is_some()
             || restart.is_some()
@@ -142,6 +146,9 @@ impl ConfigFlags {
         }
         if let Some(seconds) = self.ttl {
             config.time_to_live_seconds = seconds.into();
+        }
+        if self.agent.is_some() {
+            replace(&mut config.agent.get_or_insert_default().channel, &self.agent);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! type, and so is a hypervisor's. Field names are the wire's, so that an error's path reads the
 //! same on every face.
 
+mod agent;
 mod boot;
 mod cpu;
 mod memory;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use agent::{Agent, AgentChannel};
 pub use boot::{AbsolutePath, Boot, KernelArgs};
 pub use cpu::{Cpu, CpuFeature, CpuModel, Topology};
 pub use memory::{Backing, Memory};
@@ -52,6 +54,9 @@ pub struct VmSpec {
     pub machine: Option<MachineType>,
     /// How guest instructions run.
     pub accelerator: Accelerator,
+    /// The guest agent.
+    #[serde(default)]
+    pub agent: Agent,
 }
 
 /// The serial console.
@@ -134,6 +139,7 @@ impl VmSpec {
             time_to_live: None,
             machine: None,
             accelerator: Accelerator::Auto,
+            agent: Agent::default(),
         }
     }
 
@@ -168,6 +174,9 @@ impl VmSpec {
         }));
         if self.console.enabled {
             needs.insert(Capability::SerialConsole);
+        }
+        if self.agent.channel == AgentChannel::On {
+            needs.insert(Capability::AgentChannel);
         }
         needs
     }
