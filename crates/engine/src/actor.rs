@@ -269,7 +269,11 @@ impl Hands<'_> {
                 }
                 None => return Ok(Next::Again),
             },
-            Poll::Pending => Some(begun),
+            Poll::Pending => {
+                // What is on its way to the record is not to be told a second time.
+                operation.progress = act.progress();
+                Some(begun)
+            }
         };
         let mut resources = resources.clone();
         loop {

@@ -14,11 +14,6 @@ use super::{AGENT_FD, Args, Plan, QEMU_GUEST_AGENT_FD, unsupported};
 const PORTS: [(&str, &str, i32); 2] =
     [("org.roost.agent.0", "agent0", AGENT_FD), ("org.qemu.guest_agent.0", "qga0", QEMU_GUEST_AGENT_FD)];
 
-/// Whether this QEMU has what a channel needs.
-pub(crate) fn is_possible(plan: &Plan<'_>) -> bool {
-    plan.probe.has("device:virtserialport")
-}
-
 /// Adds the ports. Comes last: a board without a place left goes without, unless a channel is demanded.
 ///
 /// Returns whether they are there, and with that whether QEMU needs the sockets.
@@ -29,17 +24,17 @@ pub(super) fn add(
     args: &mut Args,
 ) -> Result<bool, BackendError> {
     let wanted = vm.spec.agent.channel;
-    let demanded = wanted == AgentChannel::On;
-    if wanted == AgentChannel::Off || (!is_possible(plan) && !demanded) {
+    if wanted == AgentChannel::Off {
         return Ok(false);
     }
-    if !is_possible(plan) {
-        let problem = "this QEMU has no virtio-serial";
-        return Err(unsupported("agent.channel", wanted, problem, "auto or off"));
-    }
-    let mut device = match places.virtio("serial", Role::Serial) {
+    let place = if plan.probe.has("device:virtserialport") {
+        places.virtio("serial", Role::Serial)
+    } else {
+        Err(unsupported("agent.channel", wanted, "this QEMU has no virtio-serial", "auto or off"))
+    };
+    let mut device = match place {
         Ok(device) => device,
-        Err(_) if !demanded => return Ok(false),
+        Err(_) if wanted == AgentChannel::Auto => return Ok(false),
         Err(error) => return Err(error),
     };
     device["id"] = "roost-serial".into();
