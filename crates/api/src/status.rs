@@ -69,8 +69,9 @@ pub fn failed(operation: &Operation) -> ConnectError {
         }
     };
     let (message, detail) = match &operation.error {
-        Some(OperationError { reason, message, hint }) => {
-            let detail = ErrorDetail { reason: reason.clone(), hint: hint.clone(), ..Default::default() };
+        Some(OperationError { reason, message, hint, field }) => {
+            let detail =
+                ErrorDetail { reason: reason.clone(), hint: hint.clone(), field: field.clone(), ..Default::default() };
             (format!("operation {}: {message}", operation.id), detail)
         }
         None => {

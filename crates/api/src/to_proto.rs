@@ -242,8 +242,14 @@ fn claim(claim: &Claim) -> OperationClaim {
 }
 
 fn operation_error(error: &ModelError) -> OperationError {
-    let ModelError { reason, message, hint } = error;
-    OperationError { reason: reason.clone(), message: message.clone(), hint: hint.clone(), ..Default::default() }
+    let ModelError { reason, message, hint, field } = error;
+    OperationError {
+        reason: reason.clone(),
+        message: message.clone(),
+        hint: hint.clone(),
+        field: field.clone(),
+        ..Default::default()
+    }
 }
 
 fn cpu(cpu: &Cpu) -> CpuConfig {

@@ -15,6 +15,8 @@ pub struct BackendError {
     pub message: String,
     /// What to try next; may be empty.
     pub hint: String,
+    /// The field of the API's request that is at fault, e.g. `config.boot.kernel_path`; empty where none is.
+    pub field: String,
 }
 
 /// Whether trying again can help.
@@ -31,22 +33,32 @@ pub enum ErrorKind {
 impl BackendError {
     /// A failure that repeats itself.
     pub fn permanent(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Permanent, reason, message: message.into(), hint: String::new() }
+        Self::new(ErrorKind::Permanent, reason, message.into())
     }
 
     /// A failure that may pass.
     pub fn transient(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::Transient, reason, message: message.into(), hint: String::new() }
+        Self::new(ErrorKind::Transient, reason, message.into())
     }
 
     /// There is no such machine.
     pub fn not_found(message: impl Into<String>) -> Self {
-        Self { kind: ErrorKind::NotFound, reason: "NO_MACHINE", message: message.into(), hint: String::new() }
+        Self::new(ErrorKind::NotFound, "NO_MACHINE", message.into())
+    }
+
+    fn new(kind: ErrorKind, reason: &'static str, message: String) -> Self {
+        Self { kind, reason, message, hint: String::new(), field: String::new() }
     }
 
     /// Adds what to try next.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
+        self
+    }
+
+    /// Names the field at fault.
+    pub fn field(mut self, field: impl Into<String>) -> Self {
+        self.field = field.into();
         self
     }
 
@@ -58,6 +70,6 @@ impl BackendError {
 
 impl From<BackendError> for OperationError {
     fn from(e: BackendError) -> Self {
-        OperationError { reason: e.reason.to_owned(), message: e.message, hint: e.hint }
+        OperationError { reason: e.reason.to_owned(), message: e.message, hint: e.hint, field: e.field }
     }
 }

@@ -69,7 +69,8 @@ async fn an_error_keeps_its_code_its_detail_and_its_operation() {
 
     let error = client.create_vm(named("doomed")).await.unwrap_err();
     assert_eq!((error.code(), error.reason()), (ErrorCode::FailedPrecondition, Some("KERNEL_UNREADABLE")));
-    assert_eq!(error.detail().unwrap().hint, "make it readable");
+    let detail = error.detail().unwrap();
+    assert_eq!((detail.hint.as_str(), detail.field.as_str()), ("make it readable", "config.boot.kernel_path"));
     let operation = error.operation().unwrap();
     assert!(has_ended(operation) && error.to_string().contains(&operation.id));
     assert_eq!(operation.finished_at.nanos, 123_000_000);

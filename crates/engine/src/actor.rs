@@ -212,6 +212,7 @@ async fn no_backend(inner: &Inner, record: &Record) -> Result<Next, StoreError> 
         reason: "UNKNOWN_BACKEND".to_owned(),
         message: format!("backend {} is not configured any more", record.vm.backend),
         hint: "configure it again and repeat the request".to_owned(),
+        field: String::new(),
     };
     end(inner, operation, &record.vm, Status::Failed, Some(error), |vm| vm.desired.power = vm.settled_power()).await?;
     Ok(Next::Again)

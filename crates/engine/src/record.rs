@@ -477,6 +477,7 @@ async fn end_overtaken(tx: &Tx, goal: &Goal, open: &[Operation], now: Timestamp)
             reason: "OVERTAKEN".to_owned(),
             message: format!("overtaken by a {}", goal.kind()),
             hint: String::new(),
+            field: String::new(),
         };
         ended.extend(commit::finish(tx, operation, Status::Cancelled, Some(&why), now).await?);
     }

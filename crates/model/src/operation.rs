@@ -178,6 +178,9 @@ pub struct OperationError {
     pub message: String,
     /// What to try next; may be empty.
     pub hint: String,
+    /// The field of the request that is at fault, e.g. `config.boot.kernel_path`; empty where none is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub field: String,
 }
 
 /// What becomes of an operation whose attempt failed.

@@ -38,6 +38,7 @@ async fn what_cannot_start_fails_with_its_reason_and_leaves_nothing() {
         let error = client.create_vm(request).await.unwrap_err();
         assert_eq!(error.code(), ErrorCode::FailedPrecondition, "{error}");
         assert!(error.to_string().contains(kernel), "{error}");
+        assert_eq!(error.detail().map(|d| d.field.as_str()), Some("config.boot.kernel_path"), "{error}");
         let vm = daemon.vm(&client, name).await;
         assert_eq!(vm.state, S::VM_STATE_FAILED);
         assert!(!vm.failure.reason.is_empty() && !vm.failure.message.is_empty());

@@ -31,12 +31,14 @@ const HEAD: u64 = 64 * 1024;
 /// Looks at every file of the spec. Blocks on the file system.
 pub(crate) fn check(spec: &VmSpec) -> Result<Checked, BackendError> {
     if let Some(path) = &spec.boot.kernel_path {
-        check_kernel(path.as_path())?;
+        check_kernel(path.as_path()).map_err(|e| e.field("config.boot.kernel_path"))?;
     }
     if let Some(path) = &spec.boot.initrd_path {
-        open(path.as_path(), false).map_err(|e| e.unreadable("KERNEL_UNREADABLE", "boot.initrd_path"))?;
+        open(path.as_path(), false)
+            .map_err(|e| e.unreadable("KERNEL_UNREADABLE", "boot.initrd_path").field("config.boot.initrd_path"))?;
     }
-    let block_devices = spec.storage.iter().map(check_disk).collect::<Result<_, _>>()?;
+    let at = |(i, disk)| check_disk(disk).map_err(|e: BackendError| e.field(format!("config.storage[{i}].path")));
+    let block_devices = spec.storage.iter().enumerate().map(at).collect::<Result<_, _>>()?;
     Ok(Checked { block_devices })
 }
 
@@ -184,6 +186,7 @@ mod tests {
             let error = refusal(path.to_str().unwrap(), DiskFormat::Raw);
             assert_eq!(error.reason, "DISK_UNREADABLE", "{}", path.display());
             assert!(error.message.contains(path.to_str().unwrap()), "{error}");
+            assert_eq!(error.field, "config.storage[0].path");
         }
     }
 

@@ -201,6 +201,7 @@ fn doomed() -> roost_model::Operation {
         reason: "KERNEL_UNREADABLE".to_owned(),
         message: "/boot/vmlinuz: permission denied".to_owned(),
         hint: "make it readable".to_owned(),
+        field: "config.boot.kernel_path".to_owned(),
     };
     operation.finish(Status::Failed, Some(error), now);
     operation

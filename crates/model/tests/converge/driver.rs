@@ -426,6 +426,7 @@ impl Driver {
             reason: "X".to_owned(),
             message: String::new(),
             hint: String::new(),
+            field: String::new(),
         });
         operation.finish(status, error, self.now);
         self.end(operation.clone());
