@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use buffa_types::google::protobuf::Timestamp as WireTimestamp;
-use roost_model::operation::{Claim, OperationError as ModelError, Progress};
+use roost_model::operation::{Claim, Goal, OperationError as ModelError, Progress};
 use roost_model::spec::{
     Agent, Backing, Boot, Console, Cpu, Disk, Forward, Memory, Nic, NicKind, RestartMode, RestartPolicy as ModelPolicy,
     Topology,
@@ -135,7 +135,7 @@ pub fn operation(operation: &ModelOperation) -> Operation {
         claim: claimed.as_ref().map(claim).into(),
         progress: OperationProgress { percent: u32::from(*percent), message: message.clone(), ..Default::default() }
             .into(),
-        result: String::new(),
+        result: result(operation),
         error: error.as_ref().map(operation_error).into(),
         vm_id: vm.uuid().to_string(),
         created_at: timestamp(*created_at).into(),
@@ -239,6 +239,16 @@ fn condition(condition: &Condition) -> VmCondition {
 fn claim(claim: &Claim) -> OperationClaim {
     let Claim { node, epoch, worker } = claim;
     OperationClaim { node: node.to_string(), epoch: *epoch, worker: worker.clone(), ..Default::default() }
+}
+
+/// What it has yielded: of a VM that was made, who it is.
+fn result(operation: &ModelOperation) -> String {
+    match (&operation.goal, operation.status) {
+        (Goal::Create { .. }, ModelStatus::Succeeded) => {
+            serde_json::json!({ "vm_id": operation.vm.uuid().to_string() }).to_string()
+        }
+        _ => String::new(),
+    }
 }
 
 fn operation_error(error: &ModelError) -> OperationError {
@@ -375,6 +385,24 @@ mod tests {
     use roost_model::{ExitCause, Observed, ProjectId, VmId};
 
     use super::*;
+
+    #[test]
+    fn a_create_that_succeeded_says_what_it_made() {
+        let at = Timestamp::from_unix_ms(1);
+        let (id, vm) = (OperationId::from_parts(1, [1; 10]), VmId::from_parts(1, [2; 10]));
+        let made = |goal: Goal, status: ModelStatus| {
+            let mut made = ModelOperation::new(id, ProjectId::DEFAULT, vm, goal, ModelPriority::Default, at);
+            if status != ModelStatus::Pending {
+                made.finish(status, None, at);
+            }
+            operation(&made).result
+        };
+        let create = Goal::Create { power: Power::Running };
+        assert_eq!(made(create.clone(), ModelStatus::Succeeded), format!(r#"{{"vm_id":"{}"}}"#, vm.uuid()));
+        assert_eq!(made(create.clone(), ModelStatus::Pending), "");
+        assert_eq!(made(create, ModelStatus::Failed), "");
+        assert_eq!(made(Goal::Boot, ModelStatus::Succeeded), "");
+    }
 
     #[test]
     fn a_record_shows_its_state_and_how_its_machine_ended() {
