@@ -15,6 +15,7 @@ pub(crate) fn real() -> Seams {
         rng: Arc::new(SystemRng),
         spawner: Arc::new(TokioSpawner),
         dispatch: Arc::new(LocalDispatch::default()),
+        ids: Arc::default(),
     }
 }
 

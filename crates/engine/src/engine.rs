@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::actor::{self, Inbox};
 use crate::config::EngineConfig;
 use crate::error::EngineError;
+use crate::ids::Ids;
 use crate::seam::{Clock, Dispatch, Rng, Spawner, new_id, stopped};
 use crate::starts::Starts;
 use crate::waiters::Waiters;
@@ -29,6 +30,8 @@ pub struct Seams {
     pub spawner: Arc<dyn Spawner>,
     /// Wake-ups.
     pub dispatch: Arc<dyn Dispatch>,
+    /// The order of IDs.
+    pub ids: Arc<Ids>,
 }
 
 /// One configured backend and what is known of it.

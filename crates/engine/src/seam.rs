@@ -85,12 +85,13 @@ pub(crate) fn jitter(rng: &dyn Rng) -> f64 {
     f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
 }
 
-/// A time-ordered ID.
+/// An ID that comes after those made before it.
 macro_rules! new_id {
     ($type:ty, $seams:expr) => {{
         let mut random = [0; 10];
         $seams.rng.fill(&mut random);
-        <$type>::from_parts($seams.clock.now().unix_ms().unsigned_abs(), random)
+        let (unix_ms, bytes) = $seams.ids.next($seams.clock.now().unix_ms().unsigned_abs(), random);
+        <$type>::from_parts(unix_ms, bytes)
     }};
 }
 pub(crate) use new_id;

@@ -60,6 +60,7 @@ impl Lab {
             rng: Arc::new(self.world.clone()),
             spawner: Arc::new(self.world.clone()),
             dispatch: Arc::new(LocalDispatch::default()),
+            ids: Arc::default(),
         };
         let settings = EngineConfig { default_backend: "sim".parse().unwrap(), ..EngineConfig::default() };
         self.world.run(async move { Engine::start(settings, seams, store, vec![backend], received).await.unwrap() })
