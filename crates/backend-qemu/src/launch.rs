@@ -18,7 +18,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use roost_backend::{BackendError, Journal};
-use roost_console_keeper::{GUEST_FD, LISTENER_FD, LOG_DIR_FD};
+use roost_console_keeper::{GUEST_FD, LISTENER_FD, LOG_DIR_FD, mark_begin};
 use roost_host::dirs::{ensure_private_dir, remove_tree_beneath};
 use roost_host::launch::{Gated, Launch};
 use roost_host::sockets::{SocketError, bind_unix, connect_unix, socketpair};
@@ -94,6 +94,7 @@ pub(crate) fn make(order: Order, exits: &Exits) -> Result<Waiting, BackendError>
         launch = launch.fd(guest_end, SERIAL_FD);
         let listener = bind_unix(&run_dir.join(CONSOLE_SOCKET)).map_err(|e| socket_error(&e))?;
         let log_dir = ensure_private_dir(&state_dir.join(CONSOLE_DIR)).map_err(|e| host(&e))?;
+        mark_begin(&log_dir).map_err(|e| host(&e))?;
         let gated = Launch::new(&keeper_program)
             .args(["--cap".to_owned(), cap.to_string()])
             .cwd(&run_dir)

@@ -25,16 +25,25 @@ struct Place {
     offset: u64,
 }
 
+/// How far back a tail may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// To the first byte that is kept.
+    Ever,
+    /// To the machine's last start.
+    Start,
+}
+
 impl Follower {
     /// Begins at the end of the log in `dir`, and returns the last `bytes` before it.
     ///
     /// # Errors
     /// The directory or a log file cannot be read, or is a symbolic link.
-    pub fn start(dir: &Path, bytes: usize) -> io::Result<(Self, Vec<u8>)> {
+    pub fn start(dir: &Path, bytes: usize, since: Since) -> io::Result<(Self, Vec<u8>)> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(dir, flags, Mode::empty())?;
         // One look tells both, or a guest that never stops talking would keep us looking.
-        let (tail, end) = read_tail_and_end(dir.as_fd(), bytes)?;
+        let (tail, end) = read_tail_and_end(dir.as_fd(), bytes, since)?;
         let current = end.map(|(file, stat, offset)| Place { file, identity: identity(&stat), offset });
         Ok((Self { dir, current }, tail))
     }
@@ -113,13 +122,13 @@ mod tests {
     fn goes_on_where_the_tail_ended_and_over_a_turn() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
-        let (mut early, tail) = Follower::start(dir, 10).unwrap();
+        let (mut early, tail) = Follower::start(dir, 10, Since::Ever).unwrap();
         assert!(tail.is_empty() && early.read_new(100).unwrap().is_empty());
         append(dir, "0123456789");
         assert_eq!(early.read_new(4).unwrap(), b"0123");
         assert_eq!(early.read_new(100).unwrap(), b"456789");
 
-        let (mut late, tail) = Follower::start(dir, 3).unwrap();
+        let (mut late, tail) = Follower::start(dir, 3, Since::Ever).unwrap();
         assert_eq!(tail, b"789");
         append(dir, "before");
         fs::rename(dir.join(LOG_FILE), dir.join(OLD_LOG_FILE)).unwrap();
@@ -127,6 +136,42 @@ mod tests {
         append(dir, "after");
         assert_eq!(late.read_new(100).unwrap(), b"foreafter");
         assert!(late.read_new(100).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_earlier_starts_wrote_can_be_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let since_start = |bytes| Follower::start(dir, bytes, Since::Start).unwrap().1;
+        let mark = || crate::mark_begin(fs::File::open(dir).unwrap()).unwrap();
+        let turn = || fs::rename(dir.join(LOG_FILE), dir.join(OLD_LOG_FILE)).unwrap();
+        append(dir, "as older programs left it ");
+        assert_eq!(since_start(9), b" left it ");
+        mark();
+        assert_eq!(since_start(100), b"");
+        append(dir, "second ");
+        assert_eq!(since_start(100), b"second ");
+        assert_eq!(since_start(3), b"nd ");
+        assert_eq!(Follower::start(dir, 100, Since::Ever).unwrap().1, b"as older programs left it second ");
+        // Turned over, once and twice.
+        turn();
+        assert_eq!(since_start(100), b"second ");
+        append(dir, "goes on ");
+        assert_eq!(since_start(100), b"second goes on ");
+        // As the keeper does it: the file that was marked goes, and another may get its number.
+        crate::begin::forget_old(fs::File::open(dir).unwrap().as_fd());
+        turn();
+        append(dir, "and on");
+        assert_eq!(since_start(100), b"goes on and on");
+        // A first start has nothing before it.
+        mark();
+        append(dir, " third");
+        assert_eq!(since_start(100), b" third");
+        fs::remove_file(dir.join(LOG_FILE)).unwrap();
+        fs::remove_file(dir.join(OLD_LOG_FILE)).unwrap();
+        mark();
+        append(dir, "anew");
+        assert_eq!(since_start(100), b"anew");
     }
 
     #[test]
@@ -146,7 +191,7 @@ mod tests {
                 }
             });
             for _ in 0..200 {
-                let (mut follower, mut seen) = Follower::start(dir, 80).unwrap();
+                let (mut follower, mut seen) = Follower::start(dir, 80, Since::Ever).unwrap();
                 seen.extend(follower.read_new(80).unwrap());
                 let text = String::from_utf8(seen).unwrap();
                 let lines: Vec<u32> = text.lines().map(|line| line.parse().unwrap()).collect();
@@ -161,6 +206,6 @@ mod tests {
     fn a_link_in_place_of_the_log_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join(LOG_FILE)).unwrap();
-        assert!(Follower::start(dir.path(), 10).is_err());
+        assert!(Follower::start(dir.path(), 10, Since::Ever).is_err());
     }
 }

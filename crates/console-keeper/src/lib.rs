@@ -21,6 +21,7 @@
 //! The keeper ends when the hypervisor closes its end, or on `SIGTERM`.
 #![forbid(unsafe_code)]
 
+mod begin;
 mod client;
 mod follow;
 mod keeper;
@@ -31,7 +32,8 @@ use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::time::Duration;
 
-pub use follow::Follower;
+pub use begin::mark_begin;
+pub use follow::{Follower, Since};
 pub use keeper::run;
 pub use tail::read_tail;
 
@@ -46,6 +48,8 @@ pub const LOG_DIR_FD: RawFd = 5;
 pub const LOG_FILE: &str = "console.log";
 /// The log before it.
 pub const OLD_LOG_FILE: &str = "console.log.1";
+/// Where in the log the machine's last start is.
+pub const BEGIN_FILE: &str = "console.begin";
 
 /// The limits of a keeper.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::begin::{forget_old, mark_end_of};
 use crate::tail::read_tail_at;
 use crate::{KeeperError, LOG_FILE, OLD_LOG_FILE};
 
@@ -80,6 +81,7 @@ impl CappedLog {
             self.reopen()?;
         }
         if self.size >= self.file_cap {
+            forget_old(self.dir.as_fd());
             match rustix::fs::renameat(&self.dir, LOG_FILE, &self.dir, OLD_LOG_FILE) {
                 // Somebody removed the log: a new one then.
                 Ok(()) | Err(Errno::NOENT) => self.file = None,
@@ -130,6 +132,8 @@ impl CappedLog {
             let _ = rustix::fs::unlinkat(&self.dir, OLD_LOG_FILE, AtFlags::empty());
         }
         let _ = rustix::fs::unlinkat(&self.dir, LOG_FILE, AtFlags::empty());
+        // The machine's start was after all of that. Without a mark the past is taken for the present.
+        let _ = mark_end_of(self.dir.as_fd(), OLD_LOG_FILE);
     }
 
     fn write_old(&self, mut bytes: &[u8]) -> io::Result<()> {

@@ -10,6 +10,8 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use crate::begin::marked;
+use crate::follow::Since;
 use crate::{LOG_FILE, OLD_LOG_FILE};
 
 /// The last `bytes` of the console log in `dir`, across both its files; fewer if there are fewer, and
@@ -24,14 +26,14 @@ pub fn read_tail(dir: &Path, bytes: usize) -> io::Result<Vec<u8>> {
 }
 
 pub(crate) fn read_tail_at(dir: BorrowedFd<'_>, bytes: usize) -> io::Result<Vec<u8>> {
-    Ok(read_tail_and_end(dir, bytes)?.0)
+    Ok(read_tail_and_end(dir, bytes, Since::Ever)?.0)
 }
 
 /// The current log, and how much of it a tail has covered.
 pub(crate) type End = (OwnedFd, Stat, u64);
 
 /// The tail, and the place in the current log at which it ends: what is written later is beyond it.
-pub(crate) fn read_tail_and_end(dir: BorrowedFd<'_>, bytes: usize) -> io::Result<(Vec<u8>, Option<End>)> {
+pub(crate) fn read_tail_and_end(dir: BorrowedFd<'_>, bytes: usize, since: Since) -> io::Result<(Vec<u8>, Option<End>)> {
     // A rotation takes half a cap of output: another one while we open two files is rare, ten in a
     // row do not happen. The last attempt is used as it is.
     let mut pair = LogPair::open(dir)?;
@@ -41,7 +43,11 @@ pub(crate) fn read_tail_and_end(dir: BorrowedFd<'_>, bytes: usize) -> io::Result
         }
         pair = LogPair::open(dir)?;
     }
-    pair.tail(bytes)
+    let begin = match since {
+        Since::Ever => None,
+        Since::Start => marked(dir),
+    };
+    pair.tail(bytes, begin)
 }
 
 struct LogPair {
@@ -67,17 +73,24 @@ impl LogPair {
         Ok(now == current && (current.is_none() || current != old))
     }
 
-    fn tail(self, bytes: usize) -> io::Result<(Vec<u8>, Option<End>)> {
+    fn tail(self, bytes: usize, begin: Option<(u64, u64)>) -> io::Result<(Vec<u8>, Option<End>)> {
+        // What lies before the mark, in the file that it names.
+        let before = |stat: &Stat| begin.filter(|(inode, _)| *inode == stat.st_ino).map(|(_, size)| size);
         let (of_current, end) = match self.current {
             Some((file, stat)) => {
-                let (tail, end) = file_tail(&file, bytes)?;
-                (tail, Some((file, stat, end)))
+                let marked = before(&stat);
+                let (tail, end) = file_tail(&file, bytes, marked.unwrap_or(0))?;
+                let end = Some((file, stat, end));
+                if marked.is_some() {
+                    return Ok((tail, end));
+                }
+                (tail, end)
             }
             None => (Vec::new(), None),
         };
         let missing = bytes - of_current.len();
         let mut tail = match &self.old {
-            Some((file, _)) if missing > 0 => file_tail(file, missing)?.0,
+            Some((file, stat)) if missing > 0 => file_tail(file, missing, before(stat).unwrap_or(0))?.0,
             _ => Vec::new(),
         };
         tail.extend_from_slice(&of_current);
@@ -101,10 +114,11 @@ pub(crate) fn open_log(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<(Ow
     }
 }
 
-/// At most `bytes` from the end of one file, as long as it is at this moment, and where that end is.
-fn file_tail(file: &OwnedFd, bytes: usize) -> io::Result<(Vec<u8>, u64)> {
+/// At most `bytes` from the end of one file, as long as it is at this moment, none of them from before
+/// `begin`; and where that end is.
+fn file_tail(file: &OwnedFd, bytes: usize, begin: u64) -> io::Result<(Vec<u8>, u64)> {
     let size = u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0);
-    let wanted = size.min(bytes as u64);
+    let wanted = size.saturating_sub(begin).min(bytes as u64);
     let from = size - wanted;
     let mut tail = vec![0; usize::try_from(wanted).unwrap_or(bytes)];
     let mut filled = 0;

@@ -135,6 +135,18 @@ fn a_console_in_a_pipe_sends_what_comes_in_and_prints_what_comes_out() {
 }
 
 #[test]
+fn words_of_an_earlier_start_are_not_waited_for_and_stay_in_the_log() {
+    let (_daemon, roost) = real();
+    roost.run_with(&["console", "m"], b"d\x1d");
+    roost.ok(&["vm", "wait", "m", "--console", "deaf", "--timeout", "30s"]);
+    roost.ok(&["vm", "stop", "m", "--force"]);
+    roost.ok(&["vm", "start", "m"]);
+    roost.ok(&["vm", "wait", "m", "--console", "tick", "--timeout", "30s"]);
+    roost.fails(7, &["vm", "wait", "m", "--console", "deaf", "--timeout", "300ms"]);
+    assert!(roost.ok(&["vm", "logs", "m"]).contains("deaf"));
+}
+
+#[test]
 fn logs_are_shown_from_the_end_and_followed() {
     let (_daemon, roost) = real();
     let all = roost.ok(&["vm", "logs", "m"]);

@@ -4,14 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::failure::told;
-use connectrpc::{ConnectError, InboundStream};
+use connectrpc::{ConnectError, ErrorCode, InboundStream};
 use futures::{Stream, StreamExt};
 use roost_api::status;
 use roost_api::vmm::v1;
-use roost_console_keeper::Follower;
+use roost_console_keeper::{Follower, Since};
 use roost_engine::{Address, Engine, Watch};
 use roost_host::sockets::connect_unix;
-use roost_model::{ProjectId, VmId};
+use roost_model::{Invalid, ProjectId, Vm, VmId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -32,6 +32,7 @@ pub(super) async fn log(
     address: Address,
     tail_bytes: u64,
     follow: bool,
+    since: Since,
 ) -> Result<impl Stream<Item = Bytes> + Send + use<>, ConnectError> {
     let tail = if tail_bytes == 0 { DEFAULT_TAIL } else { tail_bytes.min(MOST_TAIL) };
     // Before the log is looked at: a machine that starts in between is noticed.
@@ -39,7 +40,7 @@ pub(super) async fn log(
     let (vm, endpoint) = engine.console(ProjectId::DEFAULT, address).await.map_err(|e| told(&e))?;
     let (send, receive) = mpsc::channel(4);
     let (follower, first) =
-        begin(&endpoint.log_dir, usize::try_from(tail).unwrap_or(usize::MAX)).map_err(|e| unreadable(&e))?;
+        begin(&endpoint.log_dir, usize::try_from(tail).unwrap_or(usize::MAX), since).map_err(|e| unreadable(&e))?;
     let reader = LogReader { engine: engine.clone(), vm: vm.id, log_dir: endpoint.log_dir, follower, watch, send };
     tokio::spawn(async move {
         for chunk in first.chunks(CHUNK) {
@@ -59,14 +60,15 @@ pub(super) async fn attach(
     engine: &Engine,
     mut requests: InboundStream<v1::AttachConsoleRequest>,
 ) -> Result<impl Stream<Item = Bytes> + Send + use<>, ConnectError> {
-    let first =
-        requests.next().await.ok_or_else(|| ConnectError::invalid_argument("the first message names the VM"))??;
+    let first = requests.next().await.ok_or_else(|| {
+        status::invalid(
+            &Invalid::new("vm_id", "", "is missing: there is no message").permit(["a first message that names the VM"]),
+        )
+    })??;
     let first = first.to_owned_message();
     let address = Address::parse(&first.vm_id).map_err(|e| status::refusal(&e))?;
     let (vm, endpoint) = engine.console(ProjectId::DEFAULT, address).await.map_err(|e| told(&e))?;
-    let socket = endpoint.socket.ok_or_else(|| {
-        ConnectError::failed_precondition(format!("VM {} does not run: its console has nobody behind it", vm.name))
-    })?;
+    let socket = endpoint.socket.ok_or_else(|| nobody(&vm))?;
     let (from_guest, to_guest) = connect(&socket).map_err(|e| unreachable_console(&e))?.into_split();
     let (send, receive) = mpsc::channel(16);
     tokio::spawn(async move {
@@ -178,7 +180,7 @@ impl LogReader {
 
     fn read_new(&mut self) -> io::Result<Vec<u8>> {
         if self.follower.is_none() {
-            let (follower, first) = begin(&self.log_dir, usize::MAX)?;
+            let (follower, first) = begin(&self.log_dir, usize::MAX, Since::Ever)?;
             self.follower = follower;
             return Ok(first);
         }
@@ -187,8 +189,8 @@ impl LogReader {
 }
 
 /// A VM that has not run has no log directory yet.
-fn begin(dir: &Path, tail: usize) -> io::Result<(Option<Follower>, Vec<u8>)> {
-    match Follower::start(dir, tail.min(usize::try_from(MOST_TAIL).unwrap_or(usize::MAX))) {
+fn begin(dir: &Path, tail: usize, since: Since) -> io::Result<(Option<Follower>, Vec<u8>)> {
+    match Follower::start(dir, tail.min(usize::try_from(MOST_TAIL).unwrap_or(usize::MAX)), since) {
         Ok((follower, tail)) => Ok((Some(follower), tail)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok((None, Vec::new())),
         Err(e) => Err(e),
@@ -205,10 +207,27 @@ fn stream_of(receive: mpsc::Receiver<Bytes>) -> impl Stream<Item = Bytes> + Send
     futures::stream::unfold(receive, |mut receive| async move { receive.recv().await.map(|bytes| (bytes, receive)) })
 }
 
+/// Why there is nobody to attach to.
+fn nobody(vm: &Vm) -> ConnectError {
+    let code = ErrorCode::FailedPrecondition;
+    if !vm.spec.console.enabled {
+        let message = format!("VM {} has no console: its config.console.enabled is false", vm.name);
+        return status::error(code, "NO_CONSOLE", message, "enable it, then start the VM anew");
+    }
+    if vm.observed.machine.is_up() {
+        let message = format!("VM {} has no console: backend {} holds none for it", vm.name, vm.backend);
+        return status::error(code, "NO_CONSOLE", message, "");
+    }
+    let message = format!("VM {} does not run ({}): its console has nobody behind it", vm.name, vm.state());
+    status::error(code, "WRONG_STATE", message, &format!("start it first with roost vm start {}", vm.name))
+}
+
 fn unreadable(error: &io::Error) -> ConnectError {
-    ConnectError::internal(format!("the console log cannot be read: {error}"))
+    let message = format!("the console log cannot be read: {error}");
+    status::error(ErrorCode::Internal, "CONSOLE_LOG_UNREADABLE", message, "the daemon's log says more")
 }
 
 fn unreachable_console(error: &io::Error) -> ConnectError {
-    ConnectError::unavailable(format!("the console cannot be reached: {error}"))
+    let message = format!("the console cannot be reached: {error}");
+    status::error(ErrorCode::Unavailable, "CONSOLE_UNREACHABLE", message, "try again; the VM may be ending")
 }

@@ -10,6 +10,7 @@ use futures::StreamExt;
 use roost_api::vmm::v1;
 use roost_api::{from_proto, status, to_proto};
 use roost_backend::{Info, Metrics};
+use roost_console_keeper::Since;
 use roost_engine::{Accepted, Address, CreateVm, Event, RequestVm, UpdateVm, VmFilter, VmInfo, Watch};
 use roost_model::{Operation, OperationId, ProjectId, Vm, VmId};
 
@@ -222,7 +223,8 @@ impl v1::VmService for Vms {
     ) -> ServiceResult<ServiceStream<v1::GetConsoleLogResponse>> {
         let request = request.to_owned_message();
         let address = Address::parse(&request.vm_id).map_err(|e| status::refusal(&e))?;
-        let stream = console::log(&self.0.engine, address, request.tail_bytes, request.follow).await?;
+        let since = if request.since_start { Since::Start } else { Since::Ever };
+        let stream = console::log(&self.0.engine, address, request.tail_bytes, request.follow, since).await?;
         Response::stream_ok(
             stream.map(|data| data.map(|data| v1::GetConsoleLogResponse { data, ..Default::default() })),
         )

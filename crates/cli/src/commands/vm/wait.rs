@@ -24,7 +24,7 @@ pub(crate) struct Wait {
     /// Until it is in this state [default: running, unless --console is given]
     #[arg(long, value_name = "STATE", value_parser = state)]
     state: Option<VmState>,
-    /// Until the guest has written this to its serial console, at any time that the log still holds
+    /// Until the guest has written this to its serial console since it was last started
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     console: Option<String>,
     /// How long to wait
@@ -84,8 +84,13 @@ impl Wait {
     }
 
     async fn until_written(&self, context: &Context, text: &[u8]) -> Result<(), Failure> {
-        let request =
-            GetConsoleLogRequest { vm_id: self.vm.clone(), tail_bytes: u64::MAX, follow: true, ..Default::default() };
+        let request = GetConsoleLogRequest {
+            vm_id: self.vm.clone(),
+            tail_bytes: u64::MAX,
+            follow: true,
+            since_start: true,
+            ..Default::default()
+        };
         let mut log = context.client.console_log(request).await?;
         let mut seen: Vec<u8> = Vec::new();
         while let Some(bytes) = log.next().await? {
