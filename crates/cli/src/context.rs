@@ -20,7 +20,7 @@ pub(crate) struct Global {
     /// How to print the answer
     #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
     pub(crate) output: Format,
-    /// The daemon's socket [default: that of the daemon that this user's environment means]
+    /// The daemon's socket [default: that of the daemon that this user's environment and file mean]
     #[arg(long, global = true, env = "ROOST_SOCKET", value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
     pub(crate) socket: Option<PathBuf>,
     /// Neither progress nor result lines; lists show names only
@@ -47,11 +47,14 @@ pub(crate) struct Context {
 
 impl Context {
     /// Must be called within a tokio runtime.
-    pub(crate) fn new(global: &Global) -> Self {
+    ///
+    /// # Errors
+    /// It cannot be told where the daemon is.
+    pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
         let socket = global.socket.clone().filter(|s| !s.as_os_str().is_empty());
         let socket_given = socket.is_some();
-        let paths = Surroundings::of_process().paths(socket);
-        Self {
+        let paths = Surroundings::of_process().paths(socket)?;
+        Ok(Self {
             client: Client::connect_unix(&paths.socket),
             format: global.output,
             quiet: global.quiet,
@@ -59,7 +62,7 @@ impl Context {
             socket_given,
             going_on: RefCell::default(),
             asking: Cell::new(false),
-        }
+        })
     }
 
     /// Whether the answer is for people.

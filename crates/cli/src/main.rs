@@ -61,7 +61,7 @@ async fn until_signalled(cli: Cli) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(cannot)?;
-    let context = Context::new(&cli.global);
+    let context = Context::new(&cli.global)?;
     let mut command = std::pin::pin!(commands::run(cli.command, &context));
     tokio::select! {
         outcome = &mut command => outcome,

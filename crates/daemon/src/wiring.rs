@@ -49,10 +49,6 @@ async fn serve_until_told(config: Config) -> anyhow::Result<()> {
     let store = Store::open(&config.state_dir.join("state.db")).await?;
     let (events, received) = roost_backend::events();
     let backends = backends(&config, &events)?;
-    if !backends.iter().any(|b| *b.name() == config.backend) {
-        let known: Vec<_> = backends.iter().map(|b| b.name().to_string()).collect();
-        bail!("backend = \"{}\": there is no such backend (configured: {})", config.backend, known.join(", "));
-    }
     let settings = EngineConfig {
         default_backend: config.backend.clone(),
         reconcile_period: config.reconcile_period,

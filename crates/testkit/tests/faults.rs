@@ -107,6 +107,7 @@ async fn a_bad_setting_stops_the_start_and_names_its_key() {
         ("qemu.accelerator=warp", "qemu.accelerator"),
         ("backend=xen", "backend"),
         ("log.format=xml", "log.format"),
+        ("log.level=warning", "log.level"),
     ] {
         let said = TestDaemon::refused(&[setting]);
         assert!(said.contains(key), "{setting}: {said}");

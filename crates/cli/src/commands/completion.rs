@@ -87,11 +87,11 @@ pub(crate) fn operation_ids(begun: &OsStr) -> Vec<CompletionCandidate> {
     })
 }
 
-/// The daemon is the one that the environment means: flags on the line are not known here.
+/// The daemon is the one that the environment and its file mean: flags on the line are not known here.
 fn asked(ask: impl AsyncFn(Client) -> Option<Vec<CompletionCandidate>>) -> Vec<CompletionCandidate> {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
     let socket = std::env::var_os("ROOST_SOCKET").filter(|s| !s.is_empty()).map(Into::into);
-    let paths = Surroundings::of_process().paths(socket);
+    let Ok(paths) = Surroundings::of_process().paths(socket) else { return Vec::new() };
     runtime.block_on(async {
         let client = Client::connect_unix(&paths.socket);
         tokio::time::timeout(PATIENCE, ask(client)).await.ok().flatten().unwrap_or_default()

@@ -44,8 +44,17 @@ fn every_command_that_needs_the_daemon_says_that_there_is_none() {
 }
 
 #[test]
-fn the_socket_is_taken_from_the_flag_before_the_environment() {
-    let (_dir, roost) = alone();
+fn the_socket_is_taken_from_the_flag_before_the_environment_before_the_file() {
+    let (dir, roost) = alone();
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, "socket = \"/nonexistent/c.sock\"\n").unwrap();
+    let output = roost.command(&["vm", "list"]).env("ROOST_CONFIG", &file).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/c.sock"), "{output:?}");
+    std::fs::write(&file, "socket = [\n").unwrap();
+    let output = roost.command(&["vm", "list"]).env("ROOST_CONFIG", &file).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains(file.to_str().unwrap()), "{output:?}");
+
     assert!(roost.fails(3, &["vm", "list", "--socket", "/nonexistent/a.sock"]).contains("/nonexistent/a.sock"));
     let mut command = roost.command(&["vm", "list"]);
     let output = command.env("ROOST_SOCKET", "/nonexistent/b.sock").output().unwrap();

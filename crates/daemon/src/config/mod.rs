@@ -4,6 +4,7 @@
 //! same text. A bad value or an unknown key stops the start and names the key and its source.
 
 mod keys;
+mod log_level;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,6 +16,9 @@ use roost_model::spec::Accelerator;
 use thiserror::Error;
 
 use keys::{KEYS, Key};
+
+/// The backends that this program has.
+const BACKENDS: [&str; 2] = ["qemu", "sim"];
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq)]
@@ -157,8 +161,10 @@ impl Config {
         for (name, value) in &sources.flags {
             put(&mut values, name, value.clone(), Origin::Flag)?;
         }
-        let effective = Effective(values);
-        Ok((effective.config(sources)?, effective))
+        let mut effective = Effective(values);
+        let config = effective.config(sources)?;
+        effective.fill_in(&config);
+        Ok((config, effective))
     }
 }
 
@@ -169,31 +175,28 @@ impl Effective {
     }
 
     fn config(&self, sources: &Sources) -> Result<Config, ConfigError> {
-        let state_dir = match self.0.get("state_dir") {
-            Some((dir, _)) => absolute(dir),
-            None => default_state_dir(sources),
-        };
-        // A state directory of one's own is a daemon of one's own: its sockets live with it.
-        let own_state = self.0.contains_key("state_dir");
-        let runtime_dir = match self.0.get("runtime_dir") {
-            Some((dir, _)) => absolute(dir),
-            None if own_state => state_dir.join("run"),
-            None => default_runtime_dir(sources, &state_dir),
-        };
-        let socket = self.0.get("socket").map_or_else(|| runtime_dir.join("api.sock"), |(s, _)| absolute(s));
+        let own_state = self.path("state_dir")?;
+        // A state directory of one's own is a daemon of one's own: its sockets live with it. Without root they
+        // do so too, and not in `XDG_RUNTIME_DIR`: that goes when the user logs out, and the machines stay.
+        let beside = own_state.is_some() || !sources.root;
+        let state_dir = own_state.unwrap_or_else(|| default_state_dir(sources));
+        let default = || if beside { state_dir.join("run") } else { PathBuf::from("/run/roost") };
+        let runtime_dir = self.path("runtime_dir")?.unwrap_or_else(default);
+        let socket = self.path("socket")?.unwrap_or_else(|| runtime_dir.join("api.sock"));
         Ok(Config {
             socket,
             runtime_dir,
             state_dir,
-            backend: self.parse("backend", |t| t.parse().map_err(|e: roost_model::Invalid| e.to_string()))?,
+            backend: self.parse("backend", |t| match BACKENDS.contains(&t) {
+                true => t.parse().map_err(|e: roost_model::Invalid| e.to_string()),
+                false => Err(format!("permitted: {}", BACKENDS.join(", "))),
+            })?,
             log_format: self.parse("log.format", |t| match t {
                 "text" => Ok(LogFormat::Text),
                 "json" => Ok(LogFormat::Json),
                 _ => Err("permitted: text, json".to_owned()),
             })?,
-            log_level: self.parse("log.level", |t| {
-                t.parse::<tracing_subscriber::filter::Targets>().map(|_| t.to_owned()).map_err(|e| e.to_string())
-            })?,
+            log_level: self.parse("log.level", |t| log_level::check(t).map(|()| t.to_owned()))?,
             reconcile_period: self.parse("reconcile_period_seconds", seconds(1, 3600))?,
             parallel_starts: self.parse("parallel_starts", count(1, 1024))?,
             qemu: Qemu {
@@ -206,6 +209,41 @@ impl Effective {
         })
     }
 
+    /// Adds what follows from other settings, for showing.
+    fn fill_in(&mut self, config: &Config) {
+        let beside = || std::env::current_exe().ok().map(|own| own.with_file_name("roost-console"));
+        let paths = [
+            ("state_dir", Some(config.state_dir.clone())),
+            ("runtime_dir", Some(config.runtime_dir.clone())),
+            ("socket", Some(config.socket.clone())),
+            ("qemu.console_binary", config.qemu.console_binary.clone().or_else(beside)),
+        ];
+        for (key, path) in paths {
+            let Some(path) = path else { continue };
+            let row = self.0.entry(key).or_insert_with(|| (String::new(), Origin::Default));
+            row.0 = path.display().to_string();
+        }
+    }
+
+    /// A path that somebody gave. From a flag or a variable it is relative to where the daemon was started, then
+    /// and for ever; nobody knows to what it would be relative in a file.
+    fn path(&self, key: &'static str) -> Result<Option<PathBuf>, ConfigError> {
+        let Some((value, origin)) = self.0.get(key) else { return Ok(None) };
+        let path = match origin {
+            Origin::File(_) => Some(PathBuf::from(value)).filter(|path| path.is_absolute()),
+            _ => std::path::absolute(value).ok(),
+        };
+        match path {
+            Some(path) => Ok(Some(path)),
+            None => Err(ConfigError::BadValue {
+                origin: origin.clone(),
+                key,
+                value: value.clone(),
+                problem: "permitted: an absolute path".to_owned(),
+            }),
+        }
+    }
+
     fn parse<T>(&self, key: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, ConfigError> {
         let (value, origin) = self.0.get(key).expect("keys without a default are not parsed here");
         parse(value).map_err(|problem| ConfigError::BadValue {
@@ -215,11 +253,6 @@ impl Effective {
             problem,
         })
     }
-}
-
-/// A path from a flag or a variable is relative to where the daemon was started, then and for ever.
-fn absolute(path: &str) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path))
 }
 
 fn seconds(least: u64, most: u64) -> impl Fn(&str) -> Result<Duration, String> {
@@ -268,7 +301,7 @@ fn put(
 }
 
 fn read_file(sources: &Sources) -> Result<Option<(PathBuf, String)>, ConfigError> {
-    let (path, must_exist) = match (&sources.file, sources.env.get("ROOST_CONFIG")) {
+    let (path, must_exist) = match (&sources.file, sources.env.get("ROOST_CONFIG").filter(|v| !v.is_empty())) {
         (Some(path), _) => (path.clone(), true),
         (None, Some(path)) => (PathBuf::from(path), true),
         (None, None) => (default_config_file(sources), false),
@@ -312,14 +345,6 @@ fn default_state_dir(sources: &Sources) -> PathBuf {
         PathBuf::from("/var/lib/roost")
     } else {
         home(sources, "XDG_STATE_HOME", ".local/state").join("roost")
-    }
-}
-
-fn default_runtime_dir(sources: &Sources, state_dir: &Path) -> PathBuf {
-    match sources.env.get("XDG_RUNTIME_DIR").filter(|v| v.starts_with('/')) {
-        _ if sources.root => PathBuf::from("/run/roost"),
-        Some(dir) => PathBuf::from(dir).join("roost"),
-        None => state_dir.join("run"),
     }
 }
 

@@ -39,6 +39,8 @@ fn a_bad_value_names_its_key_and_its_source() {
         ("ROOST_LOG_FORMAT", "xml", "log.format"),
         ("ROOST_RECONCILE_PERIOD_SECONDS", "0", "reconcile_period_seconds"),
         ("ROOST_BACKEND", "QEMU!", "backend"),
+        ("ROOST_BACKEND", "xen", "backend"),
+        ("ROOST_LOG_LEVEL", "warning", "log.level"),
     ] {
         let message = Config::load(&sources(&[(name, value)], &[])).unwrap_err().to_string();
         assert!(message.contains(name) && message.contains(key) && message.contains(value), "{message}");
@@ -59,11 +61,38 @@ fn an_unknown_key_names_the_nearest() {
 
 #[test]
 fn directories_follow_the_user_and_the_state_directory() {
+    // What logind removes at the end of a session is no place for what outlives it.
     let (config, _) = Config::load(&sources(&[("HOME", "/home/u"), ("XDG_RUNTIME_DIR", "/run/user/7")], &[])).unwrap();
     assert_eq!(config.state_dir, Path::new("/home/u/.local/state/roost"));
-    assert_eq!(config.socket, Path::new("/run/user/7/roost/api.sock"));
-    let (config, _) = Config::load(&sources(&[("XDG_RUNTIME_DIR", "/run/user/7")], &[("state_dir", "/s")])).unwrap();
+    assert_eq!(config.socket, Path::new("/home/u/.local/state/roost/run/api.sock"));
+    let (config, _) = Config::load(&sources(&[], &[("state_dir", "/s")])).unwrap();
     assert_eq!(config.socket, Path::new("/s/run/api.sock"));
     let root = Sources { root: true, ..sources(&[], &[]) };
     assert_eq!(Config::load(&root).unwrap().0.socket, Path::new("/run/roost/api.sock"));
+}
+
+#[test]
+fn a_path_in_a_file_is_absolute() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    for key in ["state_dir", "runtime_dir", "socket"] {
+        std::fs::write(&file, format!("{key} = \"here\"\n")).unwrap();
+        let s = Sources { file: Some(file.clone()), ..sources(&[("ROOST_CONFIG", "")], &[]) };
+        let message = Config::load(&s).unwrap_err().to_string();
+        assert!(message.contains(&format!("{key} = \"here\": permitted: an absolute path")), "{message}");
+    }
+    assert!(Config::load(&sources(&[], &[("socket", "")])).is_err());
+    assert!(Config::load(&sources(&[("ROOST_CONFIG", "")], &[("socket", "here")])).unwrap().0.socket.is_absolute());
+}
+
+#[test]
+fn what_is_shown_is_every_setting_with_its_origin() {
+    let (config, shown) = Config::load(&sources(&[], &[("state_dir", "/s")])).unwrap();
+    let rows: BTreeMap<_, _> = shown.rows().map(|(key, value, origin)| (key, (value, origin.to_string()))).collect();
+    for key in KEYS {
+        assert!(rows.get(key.name).is_some_and(|(value, _)| !value.is_empty()), "{} is missing", key.name);
+    }
+    assert_eq!(rows["state_dir"], ("/s", "command line".to_owned()));
+    assert_eq!(rows["socket"], ("/s/run/api.sock", "default".to_owned()));
+    assert_eq!(config.socket, Path::new(rows["socket"].0));
 }
