@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use roost_client::v1::{BootVmResponse, VmState};
-use roost_client::{Changed, EnumValue, Error};
+use roost_client::{Changed, EnumValue};
 
 use crate::context::Context;
 use crate::error::{Failure, eprint};
@@ -67,12 +67,12 @@ pub(crate) async fn change(
     vms: &[String],
     common: &Common,
     at_most: Option<Duration>,
-    ask: impl AsyncFn(String) -> Result<Changed, Error>,
+    ask: impl AsyncFn(String) -> Result<Changed, Failure>,
 ) -> Result<(), Failure> {
     common.check(vms)?;
     let mut outcomes = Vec::with_capacity(vms.len());
     for vm in vms {
-        let asked = context.ask(ask(vm.clone())).await.map_err(Failure::from);
+        let asked = context.ask(ask(vm.clone())).await;
         if let Ok(changed) = &asked
             && !common.asynchronous
         {

@@ -3,7 +3,7 @@
 use clap::Args;
 use clap_complete::ArgValueCompleter;
 use roost_client::v1::{DeleteVmRequest, VmState};
-use roost_client::{EnumValue, Error};
+use roost_client::{Changed, EnumValue, Error};
 
 use super::change::{Common, Verb, change};
 use crate::commands::completion::vm_names;
@@ -27,42 +27,32 @@ pub(crate) struct Delete {
 }
 
 impl Delete {
-    /// Runs the command. Without --force nothing is deleted if one of the VMs still runs.
+    /// Runs the command.
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let mut versions = std::collections::BTreeMap::new();
-        if !self.force {
-            for vm in &self.vms {
-                let info = context.client.get_vm_info(vm).await?;
-                if is_up(info.state) {
-                    return Err(Failure::Precondition {
-                        message: format!("{vm} is {}", crate::values::state_word(info.state)),
-                        hint: format!("stop it first with roost vm stop {vm}, or delete it as it runs with --force"),
-                    });
-                }
-                versions.insert(vm.clone(), info.vm.resource_version);
+        let verb = Verb { doing: "deleting", done: "deleted" };
+        change(context, verb, &self.vms, &self.common, None, async |vm| self.ask(context, &vm).await).await
+    }
+
+    /// Without --force, what was looked at is what is deleted: a VM that runs, or was started in between, is refused.
+    async fn ask(&self, context: &Context, vm: &str) -> Result<Changed, Failure> {
+        if self.force {
+            return Ok(context.client.delete_vm(self.request(vm, 0)).await?);
+        }
+        let mut looks = 1;
+        loop {
+            let info = context.client.get_vm_info(vm).await?;
+            if is_up(info.state) {
+                return Err(Failure::Precondition {
+                    message: format!("{vm} is {}", crate::values::state_word(info.state)),
+                    hint: format!("stop it first with roost vm stop {vm}, or delete it as it runs with --force"),
+                });
+            }
+            match context.client.delete_vm(self.request(vm, info.vm.resource_version)).await {
+                // The record of a VM that has just stopped still changes while it is tidied up.
+                Err(error) if is_stale(&error) && looks < LOOKS => looks += 1,
+                answer => return Ok(answer?),
             }
         }
-        let verb = Verb { doing: "deleting", done: "deleted" };
-        change(context, verb, &self.vms, &self.common, None, async |vm_id| {
-            // What was looked at is what is deleted: a VM that was started in between is refused.
-            let mut resource_version = versions.get(&vm_id).copied().unwrap_or_default();
-            for _ in 0..LOOKS {
-                let request = self.request(&vm_id, resource_version);
-                match context.client.delete_vm(request).await {
-                    // The record of a VM that has just stopped still changes while it is tidied up.
-                    Err(error) if is_stale(&error) => {
-                        let info = context.client.get_vm_info(&vm_id).await?;
-                        if is_up(info.state) {
-                            return Err(error);
-                        }
-                        resource_version = info.vm.resource_version;
-                    }
-                    answer => return answer,
-                }
-            }
-            context.client.delete_vm(self.request(&vm_id, resource_version)).await
-        })
-        .await
     }
 
     fn request(&self, vm_id: &str, resource_version: u64) -> DeleteVmRequest {

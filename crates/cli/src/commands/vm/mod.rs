@@ -28,15 +28,15 @@ pub(crate) enum Command {
     /// Describe a VM
     Get(get::Get),
     /// Start VMs
-    Start(power::Start),
+    Start(power::AtOnce),
     /// Ask guests to power off, and end them by force when they have not in time
-    Stop(power::Stop),
+    Stop(power::Asking),
     /// Stop the virtual CPUs of VMs
-    Pause(power::Pause),
+    Pause(power::AtOnce),
     /// Let the virtual CPUs of paused VMs go on
-    Resume(power::Resume),
+    Resume(power::AtOnce),
     /// Start running VMs anew
-    Reboot(power::Reboot),
+    Reboot(power::Asking),
     /// Change a VM's configuration
     Update(Box<update::Update>),
     /// Delete VMs; disks that were given by path stay
@@ -58,11 +58,11 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
         Command::Create(command) => command.run(context).await,
         Command::List(command) => command.run(context).await,
         Command::Get(command) => command.run(context).await,
-        Command::Start(command) => command.run(context).await,
-        Command::Stop(command) => command.run(context).await,
-        Command::Pause(command) => command.run(context).await,
-        Command::Resume(command) => command.run(context).await,
-        Command::Reboot(command) => command.run(context).await,
+        Command::Start(command) => command.start(context).await,
+        Command::Stop(command) => command.stop(context).await,
+        Command::Pause(command) => command.pause(context).await,
+        Command::Resume(command) => command.resume(context).await,
+        Command::Reboot(command) => command.reboot(context).await,
         Command::Update(command) => command.run(context).await,
         Command::Delete(command) => command.run(context).await,
         Command::Logs(command) => command.run(context).await,

@@ -10,9 +10,9 @@ use crate::context::Context;
 use crate::error::Failure;
 use crate::values::whole_seconds;
 
-/// Starts VMs.
+/// VMs whose guests are not asked: `start`, `pause`, `resume`.
 #[derive(Debug, Args)]
-pub(crate) struct Start {
+pub(crate) struct AtOnce {
     /// Names or IDs
     #[arg(required = true, value_name = "VM", add = ArgValueCompleter::new(vm_names))]
     vms: Vec<String>,
@@ -22,80 +22,62 @@ pub(crate) struct Start {
     common: Common,
 }
 
-/// Stops VMs.
+/// VMs whose guests are asked to shut down, for a while: `stop`, `reboot`.
 #[derive(Debug, Args)]
-pub(crate) struct Stop {
+pub(crate) struct Asking {
     /// Names or IDs
     #[arg(required = true, value_name = "VM", add = ArgValueCompleter::new(vm_names))]
     vms: Vec<String>,
-    /// End them at once, as by pulling the plug
+    /// Do not ask the guests: as by pulling the plug, or by the reset button
     #[arg(long, short, conflicts_with = "timeout")]
     force: bool,
-    /// How long the guest may take to power off before it is ended by force [default: 30s]
+    /// How long a guest may take to shut down before it is done by force [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = whole_seconds)]
     timeout: Option<u32>,
     #[command(flatten)]
     common: Common,
 }
 
-/// Pauses VMs.
-#[derive(Debug, Args)]
-pub(crate) struct Pause {
-    /// Names or IDs
-    #[arg(required = true, value_name = "VM", add = ArgValueCompleter::new(vm_names))]
-    vms: Vec<String>,
-    #[command(flatten)]
-    patience: Patience,
-    #[command(flatten)]
-    common: Common,
-}
-
-/// Resumes VMs.
-#[derive(Debug, Args)]
-pub(crate) struct Resume {
-    /// Names or IDs
-    #[arg(required = true, value_name = "VM", add = ArgValueCompleter::new(vm_names))]
-    vms: Vec<String>,
-    #[command(flatten)]
-    patience: Patience,
-    #[command(flatten)]
-    common: Common,
-}
-
-/// Reboots VMs.
-#[derive(Debug, Args)]
-pub(crate) struct Reboot {
-    /// Names or IDs
-    #[arg(required = true, value_name = "VM", add = ArgValueCompleter::new(vm_names))]
-    vms: Vec<String>,
-    /// Reset them at once, as by the reset button
-    #[arg(long, short, conflicts_with = "timeout")]
-    force: bool,
-    /// How long the guest may take to shut down before it is reset [default: 30s]
-    #[arg(long, value_name = "DURATION", value_parser = whole_seconds)]
-    timeout: Option<u32>,
-    #[command(flatten)]
-    common: Common,
-}
-
-impl Start {
-    /// Runs the command.
-    pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
+impl AtOnce {
+    /// `roost vm start`.
+    pub(crate) async fn start(self, context: &Context) -> Result<(), Failure> {
         let verb = Verb { doing: "starting", done: "started" };
-        change(context, verb, &self.vms, &self.common, self.patience.timeout, async |vm_id| {
+        let ask = async |vm_id| {
             let idempotency_key = self.common.key();
             let request = BootVmRequest { vm_id, idempotency_key, r#async: true, ..Default::default() };
-            context.client.boot_vm(request).await
-        })
-        .await
+            Ok(context.client.boot_vm(request).await?)
+        };
+        change(context, verb, &self.vms, &self.common, self.patience.timeout, ask).await
+    }
+
+    /// `roost vm pause`.
+    pub(crate) async fn pause(self, context: &Context) -> Result<(), Failure> {
+        let verb = Verb { doing: "pausing", done: "paused" };
+        let ask = async |vm_id| {
+            let idempotency_key = self.common.key();
+            let request = PauseVmRequest { vm_id, idempotency_key, r#async: true, ..Default::default() };
+            Ok(context.client.pause_vm(request).await?)
+        };
+        change(context, verb, &self.vms, &self.common, self.patience.timeout, ask).await
+    }
+
+    /// `roost vm resume`.
+    pub(crate) async fn resume(self, context: &Context) -> Result<(), Failure> {
+        let verb = Verb { doing: "resuming", done: "resumed" };
+        let ask = async |vm_id| {
+            let idempotency_key = self.common.key();
+            let request = ResumeVmRequest { vm_id, idempotency_key, r#async: true, ..Default::default() };
+            Ok(context.client.resume_vm(request).await?)
+        };
+        change(context, verb, &self.vms, &self.common, self.patience.timeout, ask).await
     }
 }
 
-impl Stop {
-    /// Runs the command.
-    pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
+impl Asking {
+    /// `roost vm stop`.
+    pub(crate) async fn stop(self, context: &Context) -> Result<(), Failure> {
         let verb = Verb { doing: "stopping", done: "stopped" };
-        change(context, verb, &self.vms, &self.common, None, async |vm_id| {
+        let ask = async |vm_id| {
             let request = ShutdownVmRequest {
                 vm_id,
                 force: self.force,
@@ -104,43 +86,15 @@ impl Stop {
                 r#async: true,
                 ..Default::default()
             };
-            context.client.shutdown_vm(request).await
-        })
-        .await
+            Ok(context.client.shutdown_vm(request).await?)
+        };
+        change(context, verb, &self.vms, &self.common, None, ask).await
     }
-}
 
-impl Pause {
-    /// Runs the command.
-    pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let verb = Verb { doing: "pausing", done: "paused" };
-        change(context, verb, &self.vms, &self.common, self.patience.timeout, async |vm_id| {
-            let idempotency_key = self.common.key();
-            let request = PauseVmRequest { vm_id, idempotency_key, r#async: true, ..Default::default() };
-            context.client.pause_vm(request).await
-        })
-        .await
-    }
-}
-
-impl Resume {
-    /// Runs the command.
-    pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let verb = Verb { doing: "resuming", done: "resumed" };
-        change(context, verb, &self.vms, &self.common, self.patience.timeout, async |vm_id| {
-            let idempotency_key = self.common.key();
-            let request = ResumeVmRequest { vm_id, idempotency_key, r#async: true, ..Default::default() };
-            context.client.resume_vm(request).await
-        })
-        .await
-    }
-}
-
-impl Reboot {
-    /// Runs the command.
-    pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
+    /// `roost vm reboot`.
+    pub(crate) async fn reboot(self, context: &Context) -> Result<(), Failure> {
         let verb = Verb { doing: "rebooting", done: "rebooted" };
-        change(context, verb, &self.vms, &self.common, None, async |vm_id| {
+        let ask = async |vm_id| {
             let request = RebootVmRequest {
                 vm_id,
                 force: self.force,
@@ -149,8 +103,8 @@ impl Reboot {
                 r#async: true,
                 ..Default::default()
             };
-            context.client.reboot_vm(request).await
-        })
-        .await
+            Ok(context.client.reboot_vm(request).await?)
+        };
+        change(context, verb, &self.vms, &self.common, None, ask).await
     }
 }

@@ -66,7 +66,7 @@ impl Update {
                 resource_version,
                 ..Default::default()
             };
-            context.client.update_vm(request).await
+            Ok(context.client.update_vm(request).await?)
         })
         .await
     }
