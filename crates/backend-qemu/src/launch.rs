@@ -131,17 +131,14 @@ impl Waiting {
         }
     }
 
-    /// Opens the gates: QEMU's first, as everybody waits for that. Blocks until both have become
-    /// their programs.
+    /// Opens the gates, and blocks until both have become their programs. The keeper's is first: it ends
+    /// with QEMU, also with one that never was, while a QEMU that is let go by a daemon that then dies
+    /// would run with nobody at its serial line.
     pub(crate) fn release(self, program: &Path, keeper: &Path) -> Result<(Exited, UnixStream), BackendError> {
-        let vmm = self.vmm.release().map_err(|e| not_started(program, &e))?;
-        if let Some(console) = self.console
-            && let Err(error) = console.release()
-        {
-            // Without its keeper the machine would run with nobody at its serial line.
-            vmm.kill().map_err(|e| crate::host_error("KILL_FAILED", &e))?;
-            return Err(not_started(keeper, &error));
+        if let Some(console) = self.console {
+            console.release().map_err(|e| not_started(keeper, &e))?;
         }
+        self.vmm.release().map_err(|e| not_started(program, &e))?;
         Ok((self.exited, self.control))
     }
 }
