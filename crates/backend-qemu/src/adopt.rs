@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   no launch recorded ──────────────────────> as the VM's directory says: defined or absent
-//!   its process is gone ─────────────────────> ended: killed; its files linger
+//!   its process is gone ─────────────────────> ended: by us if that is marked, else killed; its files linger
 //!   it lives ──> asked over its control socket ──> running, paused, or ended with its cause
 //!                  └── no answer in time ────> an error; watched all the same, asked again later
 //! ```
@@ -17,13 +17,12 @@ use roost_model::{ExitCause, LaunchId, Machine as Observed};
 
 use crate::clear::open;
 use crate::config::{Limits, QEMU_LOG, QMP_SOCKET};
+use crate::ending;
 use crate::exits::Exits;
 use crate::machine::{Identity, Machine, Processes, connect};
 use crate::qmp::QmpError;
 use crate::record::LaunchRecord;
 
-/// A machine whose process is gone, and with it whatever it knew of its end.
-const ENDED: Observed = Observed::Ended { cause: ExitCause::Killed, lingering: true };
 /// How long a QEMU that closed its control connection may take to end.
 const LAST_GASP: Duration = Duration::from_secs(1);
 
@@ -70,7 +69,7 @@ pub(crate) async fn find(
     }
     let (vmm, console) = match (open(record.vmm.as_ref()), open(record.console.as_ref())) {
         (Ok(Some(vmm)), Ok(console)) => (vmm, console),
-        (Ok(None), _) => return Found::nothing(ENDED, Some(launch)),
+        (Ok(None), _) => return Found::nothing(ended(&record.run_dir), Some(launch)),
         (Err(error), _) | (_, Err(error)) => return Found::error(error),
     };
     // Watched before it is asked: no end falls in between.
@@ -96,7 +95,7 @@ pub(crate) async fn find(
         Err(error @ QmpError::Timeout { .. }) => (None, Some(error)),
         // A QEMU that hangs up is ending as a rule: so this may be the end of a kill, found half-way.
         Err(error) => match tokio::time::timeout(LAST_GASP, &mut exited).await {
-            Ok(_ended) => return Found::nothing(ENDED, Some(launch)),
+            Ok(_ended) => return Found::nothing(ended(&identity.run_dir), Some(launch)),
             Err(_still_there) => (None, Some(error)),
         },
     };
@@ -111,6 +110,11 @@ pub(crate) async fn find(
         }
     };
     Found { report, machine: Some(machine) }
+}
+
+/// A machine whose process is gone, and with it whatever it knew of its end.
+fn ended(run_dir: &Path) -> Observed {
+    Observed::Ended { cause: ending::unseen(run_dir), lingering: true }
 }
 
 /// Nothing runs. What ran once has ended, and the engine knows better why.

@@ -14,6 +14,7 @@ use roost_backend::{
     Adoptee, AgentEndpoint, Backend, BackendError, Booted, ConsoleEndpoint, Definition, EventSender, Info, Journal,
 };
 use roost_host::dirs::ensure_private_dir;
+use roost_host::fault::{self, Point};
 use roost_host::launch::find_program;
 use roost_host::process::Process;
 use roost_model::observe::Report;
@@ -211,6 +212,7 @@ impl QemuBackend {
         let launch = identity.launch;
         let resource = waiting.record(record).resource(launch);
         journal.record(resource).await.map_err(|e| failed(e.into()))?;
+        fault::point(Point::LaunchIdentified);
         self.update(vm.id, |entry| entry.starting = Some((launch, processes.vmm.clone())));
         let released = self.in_turn(turn, move |_| waiting.release(&program, &keeper));
         let (mut exited, control) = released.await.map_err(&failed)?;
@@ -269,13 +271,17 @@ impl Backend for QemuBackend {
     async fn create(&self, vm: &Definition, journal: &dyn Journal) -> Result<(), BackendError> {
         self.prepare(vm).await?;
         let dir = self.shared.config.vm_state_dir(vm.id);
+        fault::point(Point::DefineAsked);
         journal.record(directory(&dir)).await?;
+        fault::point(Point::DefineRecorded);
         let turn = self.turn(vm.id).await;
         let make = move |_: &Shared| {
             let made = ensure_private_dir(&dir.join(CONSOLE_DIR));
             made.map(drop).map_err(|e| crate::host_error("HOST_DIRECTORY", &e))
         };
-        self.in_turn(&turn, make).await
+        self.in_turn(&turn, make).await?;
+        fault::point(Point::DefineMade);
+        Ok(())
     }
 
     async fn boot(&self, vm: &Definition, launch: LaunchId, journal: &dyn Journal) -> Result<Booted, BackendError> {
@@ -314,9 +320,12 @@ impl Backend for QemuBackend {
             state_dir: config.vm_state_dir(vm.id),
             console: vm.spec.console.enabled.then(|| (config.console_binary.clone(), config.console_log_bytes)),
         };
+        fault::point(Point::LaunchAsked);
         journal.record(record.resource(launch)).await?;
+        fault::point(Point::LaunchRecorded);
         match self.launch(vm, &turn, &record, identity, order, journal).await {
             Ok(machine) => {
+                fault::point(Point::LaunchUp);
                 self.update(vm.id, |entry| {
                     entry.machine = Some(machine);
                     entry.starting = None;
@@ -420,6 +429,7 @@ impl QemuBackend {
         let state_dir = config.vm_state_dir(vm);
         log::cut(&state_dir.join(QEMU_LOG));
         let found = adopt::find(adoptee, &state_dir, exits, events, &config.limits).await;
+        fault::point(Point::AdoptFound);
         self.update(vm, |entry| {
             entry.machine = found.machine;
             entry.ended = match &found.report {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use roost_backend::{BackendError, Journal};
+use roost_host::fault::{self, Point};
 use roost_host::process::{Process, ProcessIdent, Signal};
 use roost_model::{Resource, ResourceKind};
 
@@ -24,6 +25,7 @@ pub(crate) async fn launches(
     journal: &dyn Journal,
 ) -> Result<(), BackendError> {
     for resource in resources.iter().filter(|resource| resource.launch.is_some()) {
+        fault::point(Point::ClearBegun);
         if resource.kind == ResourceKind::Process {
             let record: LaunchRecord = serde_json::from_value(resource.detail.clone()).map_err(|e| {
                 BackendError::permanent(
@@ -40,12 +42,15 @@ pub(crate) async fn launches(
             {
                 kill(&console).await?;
             }
+            fault::point(Point::ClearEnded);
             // Only ever a directory of this VM, whatever a record says.
             if record.run_dir.file_name().is_some_and(|name| name == uuid) {
                 remove_run_dir(&record.run_dir).await?;
             }
+            fault::point(Point::ClearDirRemoved);
         }
         journal.forget(resource.kind, &resource.key).await?;
+        fault::point(Point::ClearForgotten);
     }
     Ok(())
 }
@@ -57,7 +62,9 @@ pub(crate) async fn belongings(resources: &[Resource], uuid: &str, journal: &dyn
         if resource.kind == ResourceKind::Directory && path.file_name().is_some_and(|name| name == uuid) {
             remove_dir(path.to_owned()).await?;
         }
+        fault::point(Point::RemoveDirRemoved);
         journal.forget(resource.kind, &resource.key).await?;
+        fault::point(Point::RemoveForgotten);
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use roost_backend::{BackendError, Journal};
 use roost_console_keeper::{GUEST_FD, LISTENER_FD, LOG_DIR_FD, mark_begin};
 use roost_host::dirs::{ensure_private_dir, remove_tree_beneath};
+use roost_host::fault::{self, Point};
 use roost_host::launch::{Gated, Launch};
 use roost_host::sockets::{SocketError, bind_unix, connect_unix, socketpair};
 use roost_host::tap::open_tap;
@@ -71,6 +72,7 @@ pub(crate) fn make(order: Order, exits: &Exits) -> Result<Waiting, BackendError>
     let Order { program, args, taps, agent, run_dir, state_dir, console } = order;
     let host = |e: &dyn std::error::Error| crate::host_error("HOST_DIRECTORY", e);
     ensure_private_dir(&run_dir).map_err(|e| host(&e))?;
+    fault::point(Point::LaunchDirMade);
     ensure_private_dir(&state_dir).map_err(|e| host(&e))?;
     let stderr = crate::log::open(&state_dir.join(QEMU_LOG)).map_err(|e| host(&e))?;
     let taps = taps.iter().map(|name| open_tap(name).map_err(|e| tap_error(&e))).collect::<Result<Vec<_>, _>>()?;
@@ -78,6 +80,7 @@ pub(crate) fn make(order: Order, exits: &Exits) -> Result<Waiting, BackendError>
     let qmp_socket = run_dir.join(QMP_SOCKET);
     let listener = bind_unix(&qmp_socket).map_err(|e| socket_error(&e))?;
     let control = connect_unix(&qmp_socket).map_err(|e| socket_error(&e))?;
+    fault::point(Point::LaunchSocketBound);
     let mut launch = Launch::new(&program).args(args).cwd(&run_dir).fd(OwnedFd::from(listener), QMP_FD);
     for (tap, number) in taps.into_iter().zip(FIRST_TAP_FD..) {
         launch = launch.fd(tap, number);
@@ -93,6 +96,7 @@ pub(crate) fn make(order: Order, exits: &Exits) -> Result<Waiting, BackendError>
         let (guest_end, keeper_end) = socketpair().map_err(|e| socket_error(&e))?;
         launch = launch.fd(guest_end, SERIAL_FD);
         let listener = bind_unix(&run_dir.join(CONSOLE_SOCKET)).map_err(|e| socket_error(&e))?;
+        fault::point(Point::LaunchConsoleBound);
         let log_dir = ensure_private_dir(&state_dir.join(CONSOLE_DIR)).map_err(|e| host(&e))?;
         mark_begin(&log_dir).map_err(|e| host(&e))?;
         let gated = Launch::new(&keeper_program)
@@ -106,10 +110,12 @@ pub(crate) fn make(order: Order, exits: &Exits) -> Result<Waiting, BackendError>
             .map_err(|e| not_started(&keeper_program, &e))?;
         // Nobody waits for it: it ends with QEMU. Watched, so that it is collected.
         drop(exits.watch(gated.process())?);
+        fault::point(Point::LaunchKeeperBorn);
         keeper = Some(gated);
     }
     let vmm = launch.stderr(stderr).spawn_gated().map_err(|e| not_started(&program, &e))?;
     let exited = exits.watch(vmm.process())?;
+    fault::point(Point::LaunchVmmBorn);
     Ok(Waiting { vmm, console: keeper, exited, control })
 }
 
@@ -137,8 +143,10 @@ impl Waiting {
     pub(crate) fn release(self, program: &Path, keeper: &Path) -> Result<(Exited, UnixStream), BackendError> {
         if let Some(console) = self.console {
             console.release().map_err(|e| not_started(keeper, &e))?;
+            fault::point(Point::LaunchKeeperReleased);
         }
         self.vmm.release().map_err(|e| not_started(program, &e))?;
+        fault::point(Point::LaunchReleased);
         Ok((self.exited, self.control))
     }
 }
@@ -147,14 +155,18 @@ impl Waiting {
 /// left to `clear`, which finds it by the record.
 pub(crate) async fn undo(launch: LaunchId, run_dir: &Path, processes: Option<Processes>, journal: &dyn Journal) {
     let undone = async {
+        fault::point(Point::UndoBegun);
         if let Some(processes) = processes {
             kill(&processes.vmm).await?;
             if let Some(console) = processes.console {
                 kill(&console).await?;
             }
         }
+        fault::point(Point::UndoKilled);
         remove_run_dir(run_dir).await?;
+        fault::point(Point::UndoDirRemoved);
         journal.forget(roost_model::ResourceKind::Process, LAUNCH_KEY).await?;
+        fault::point(Point::UndoForgotten);
         Ok::<(), BackendError>(())
     };
     if let Err(error) = undone.await {

@@ -24,6 +24,7 @@ mod args;
 mod backend;
 mod clear;
 mod config;
+mod ending;
 mod exits;
 mod files;
 mod info;

@@ -30,6 +30,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use self::child::{Child, GO, REPORT_LEN};
+use crate::fault::{self, Point};
 use crate::process::{Process, ProcessError, ProcessIdent};
 
 /// How long `exec` itself may take before the launch is called failed. Reading the head of a binary
@@ -260,6 +261,7 @@ impl Gated {
     pub fn release(mut self) -> Result<Process, LaunchError> {
         // A child that failed early has sent its report: it is read below.
         let sent = retry(|| rustix::net::send(&self.gate, &[GO], SendFlags::NOSIGNAL));
+        fault::point(Point::GateOpened);
         match (self.read_report()?, sent) {
             (Report::Silent, Ok(_)) => {
                 // End of file: its descriptors are closed, which exec and exit do after they have

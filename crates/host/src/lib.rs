@@ -3,12 +3,14 @@
 //! This is the only crate with `unsafe` code, and only where `rustix` and the standard library have
 //! no safe form: the modules marked here, and one registration with tokio in [`process`].
 //!
-//! Absent on purpose: any knowledge of VMs, hypervisors, the database or the API. Nothing here
+//! Absent on purpose: any knowledge of VMs, hypervisors, the database or the API (but for the names in
+//! [`fault`], a list of lines for tests). Nothing here
 //! decides; nothing here signals a process by its number or by its name.
 #![deny(clippy::undocumented_unsafe_blocks, unsafe_op_in_unsafe_fn)]
 
 pub mod dirs;
 pub mod exits;
+pub mod fault;
 #[allow(unsafe_code, reason = "the number of a descriptor becomes its owner")]
 pub mod inherited;
 #[allow(unsafe_code, reason = "fork and what a forked child may call have no safe form")]

@@ -1,11 +1,13 @@
 //! One `roostd` on a temporary directory.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use roost_client::{Client, v1};
+use roost_host::fault::Point;
 use roost_host::process::{Process, ProcessIdent};
 use tempfile::TempDir;
 
@@ -29,20 +31,21 @@ pub struct TestDaemon {
 impl TestDaemon {
     /// A daemon with these `KEY=VALUE` settings, serving.
     pub fn start(settings: &[&str]) -> Self {
-        // Short: the paths of sockets below it are.
-        let dir = tempfile::Builder::new().prefix("rt").tempdir().expect("a temporary directory can be made");
-        let settings = settings.iter().map(|s| (*s).to_owned()).collect();
-        let mut daemon = Self { dir, settings, child: None };
+        let mut daemon = Self::new(settings);
         daemon.restart();
         daemon
     }
 
-    /// What a daemon with these settings says instead of serving.
-    pub fn refused(settings: &[&str]) -> String {
+    fn new(settings: &[&str]) -> Self {
+        // Short: the paths of sockets below it are.
         let dir = tempfile::Builder::new().prefix("rt").tempdir().expect("a temporary directory can be made");
         let settings = settings.iter().map(|s| (*s).to_owned()).collect();
-        let mut daemon = Self { dir, settings, child: None };
-        match daemon.try_start() {
+        Self { dir, settings, child: None }
+    }
+
+    /// What a daemon with these settings says instead of serving.
+    pub fn refused(settings: &[&str]) -> String {
+        match Self::new(settings).try_start() {
             Ok(()) => panic!("it serves"),
             Err(said) => said,
         }
@@ -57,30 +60,41 @@ impl TestDaemon {
 
     /// Starts it; or what it said instead of serving.
     pub fn try_start(&mut self) -> Result<(), String> {
+        let mut child = self.spawn();
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("it was piped");
+        let read = BufReader::new(stdout).read_line(&mut line);
+        if read.is_ok() && line == "ready\n" {
+            self.child = Some(child);
+            return Ok(());
+        }
+        child.wait().expect("it can be waited for");
+        Err(self.log())
+    }
+
+    /// Starts one that is to die at this point, before or after it serves, and waits until it has.
+    pub async fn start_and_die(&mut self, point: Point) {
+        self.arm(point, 1);
+        self.child = Some(self.spawn());
+        self.died().await;
+    }
+
+    fn spawn(&self) -> Child {
         assert!(self.child.is_none(), "it runs already");
         let mut command = Command::new(program("roostd"));
         command.arg("--state-dir").arg(self.state_dir()).env("ROOST_READY_FD", "1");
+        command.env("ROOST_FAULT_FILE", self.fault_path());
         for setting in &self.settings {
             command.arg("--set").arg(setting);
         }
         let log =
             std::fs::File::options().create(true).append(true).open(self.log_path()).expect("the log can be written");
-        let mut child = command
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
-            .expect("roostd can be started: build it with `cargo build --workspace --bins`");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("it was piped");
-        let read = BufReader::new(stdout).read_line(&mut line);
-        self.child = Some(child);
-        if read.is_ok() && line == "ready\n" {
-            return Ok(());
-        }
-        let mut child = self.child.take().expect("it was just put there");
-        child.wait().expect("it can be waited for");
-        Err(self.log())
+            .expect("roostd can be started: build it with `cargo build --workspace --bins`")
     }
 
     /// `kill -9`.
@@ -88,6 +102,26 @@ impl TestDaemon {
         let mut child = self.child.take().expect("it runs");
         child.kill().expect("our own child can be killed");
         child.wait().expect("our own child can be waited for");
+    }
+
+    /// From now on it dies at this point, when it comes there for the `times`th time.
+    pub fn arm(&self, point: Point, times: usize) {
+        std::fs::write(self.fault_path(), format!("{} {times}", point.name())).expect("the directory is ours");
+    }
+
+    /// Waits until it has died at the point that it was armed with, which is forgotten. Panics if it does not.
+    pub async fn died(&mut self) {
+        let armed = std::fs::read_to_string(self.fault_path()).expect("it was armed");
+        let mut child = self.child.take().expect("it runs");
+        if let Some(process) = Process::of_child(&child).expect("our own child can be looked at")
+            && !process.wait_gone(Duration::from_secs(60)).await.expect("our own child can be waited for")
+        {
+            self.child = Some(child);
+            panic!("it never came to {armed}; it said:\n{}", self.log());
+        }
+        let status = child.wait().expect("our own child can be waited for");
+        assert_eq!(status.signal(), Some(9), "it was to die at {armed}; it said:\n{}", self.log());
+        std::fs::remove_file(self.fault_path()).expect("it was armed");
     }
 
     /// Ends it in order; whether it ended with success.
@@ -146,17 +180,48 @@ impl TestDaemon {
 
     /// Processes that name this daemon's directory: the hypervisors and keepers of its VMs.
     pub fn guest_processes(&self) -> Vec<(u32, String)> {
-        let own = self.child.as_ref().map(Child::id);
+        let own = [self.child.as_ref().map(Child::id), Some(std::process::id())];
         let marker = self.dir.path().to_str().expect("temporary paths are Unicode").to_owned();
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").expect("/proc is there").flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-            if Some(pid) != own && pid != std::process::id() && names(pid, &marker) {
+            if !own.contains(&Some(pid)) && names(pid, &marker) {
                 let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                 found.push((pid, comm.trim().to_owned()));
             }
         }
         found
+    }
+
+    /// Waits until no more than this many of them are left.
+    pub async fn until_guest_processes(&self, most: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let all = self.guest_processes();
+            if all.len() <= most {
+                return;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let handles: Vec<_> = all.iter().filter_map(|(pid, _)| process(*pid)).collect();
+            // Whichever is first. One that was gone before it was looked at is not waited for.
+            if handles.len() == all.len() {
+                let ends = handles.iter().map(|process| Box::pin(process.wait_gone(left)));
+                let (gone, ..) = futures::future::select_all(ends).await;
+                assert!(gone.expect("they can be waited for"), "still there: {:?}", self.guest_processes());
+            }
+        }
+    }
+
+    /// Kills the hypervisors of its VMs, and waits until nothing of them runs.
+    pub async fn end_guests(&self) {
+        for (pid, comm) in self.guest_processes() {
+            if comm.starts_with("qemu")
+                && let Some(process) = process(pid)
+            {
+                process.kill().expect("it is ours");
+            }
+        }
+        self.until_guest_processes(0).await;
     }
 
     /// Whatever VMs have left on the host.
@@ -170,6 +235,10 @@ impl TestDaemon {
         found
     }
 
+    fn fault_path(&self) -> PathBuf {
+        self.dir.path().join("fault")
+    }
+
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("log")
     }
@@ -181,8 +250,8 @@ impl Drop for TestDaemon {
             let _dead = child.kill();
             let _reaped = child.wait();
         }
-        for (pid, _) in self.guest_processes() {
-            end(pid);
+        for process in self.guest_processes().iter().filter_map(|(pid, _)| process(*pid)) {
+            let _gone = process.kill();
         }
     }
 }
@@ -206,15 +275,12 @@ fn names(pid: u32, marker: &str) -> bool {
         .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.to_str().is_some_and(|to| contains(to.as_bytes()))))
 }
 
-/// Ends a process by its identity: the number may have been given away meanwhile.
-fn end(pid: u32) {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let start = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(19)).and_then(|t| t.parse().ok());
-    let (Some(start_time_ticks), Ok(boot_id)) = (start, roost_host::process::boot_id()) else { return };
-    let ident = ProcessIdent { pid, start_time_ticks, boot_id: boot_id.to_owned() };
-    if let Ok(Some(process)) = Process::open(&ident) {
-        let _gone = process.kill();
-    }
+/// A process by its identity: the number may be given away at any time. `None`: it is gone.
+fn process(pid: u32) -> Option<Process> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let start_time_ticks = stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()?;
+    let boot_id = roost_host::process::boot_id().ok()?.to_owned();
+    Process::open(&ProcessIdent { pid, start_time_ticks, boot_id }).ok()?
 }
 
 fn files_below(dir: &Path, found: &mut Vec<Leftover>) {

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::{Identity, Request, Run, View, connect};
 use crate::config::QMP_SOCKET;
+use crate::ending;
 use crate::exits::Exited;
 use crate::qmp::{self, Command, Connection, Message, QmpError};
 
@@ -117,7 +118,7 @@ impl Actor {
             events,
             pending: HashMap::new(),
             hold,
-            ended_by_us: false,
+            ended_by_us: ending::is_marked(&identity.run_dir),
             ended_by_signal: false,
             last_reset: None,
             last_disk_failure: None,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use roost_backend::BackendError;
+use roost_host::fault::{self, Point};
 use roost_host::process::{Process, Signal};
 use roost_model::ExitCause;
 use roost_model::plan::Stop;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{Machine, Request, Run, View, wrong_state};
 use crate::config::Limits;
+use crate::ending;
 use crate::qmp::{Command, QmpError};
 
 /// The longest that a killed process may take to vanish: the kernel may have to write out its files.
@@ -22,7 +24,9 @@ impl Machine {
             Run::Ended(_) => return Err(wrong_state("pause", self.observed())),
             Run::Running | Run::Held => {}
         }
+        fault::point(Point::PauseAsked);
         self.execute(Command::new("stop"), limits.command).await?;
+        fault::point(Point::PauseDone);
         match self.view().run {
             Run::Ended(_) => Err(wrong_state("pause", self.observed())),
             _ => Ok(()),
@@ -35,20 +39,27 @@ impl Machine {
             Run::Ended(_) => return Err(wrong_state("resume", self.observed())),
             Run::Paused | Run::Held => {}
         }
+        fault::point(Point::ResumeAsked);
         match self.execute(Command::new("cont"), limits.command).await {
             // It ended in this very moment.
             Err(QmpError::Refused { .. }) if matches!(self.view().run, Run::Ended(_)) => {
                 Err(wrong_state("resume", self.observed()))
             }
-            answer => Ok(answer.map(|_| ())?),
+            answer => {
+                answer?;
+                fault::point(Point::ResumeDone);
+                Ok(())
+            }
         }
     }
 
     pub(crate) async fn shutdown(&self, stop: Stop, limits: &Limits) -> Result<ExitCause, BackendError> {
+        fault::point(Point::ShutdownAsked);
         if let Stop::Graceful(grace) = stop {
             self.press_until(grace, limits, |view| matches!(view.run, Run::Ended(_))).await;
         }
         if let Run::Ended(cause) = self.view().run {
+            fault::point(Point::ShutdownEnded);
             return Ok(cause);
         }
         self.quit(limits).await?;
@@ -84,6 +95,7 @@ impl Machine {
     /// Resets the guest and lets it run.
     async fn reset(&self, limits: &Limits) -> Result<(), BackendError> {
         let resets = self.view().resets;
+        fault::point(Point::ResetAsked);
         self.execute(Command::new("system_reset"), limits.command).await?;
         // The answer says that it will be done. Until then a machine that is off refuses to go on.
         if !self.until(limits.command, |view| view.resets > resets || view.gone).await {
@@ -92,6 +104,7 @@ impl Machine {
         if self.view().run != Run::Running {
             self.execute(Command::new("cont"), limits.command).await?;
         }
+        fault::point(Point::ResetDone);
         Ok(())
     }
 
@@ -112,6 +125,11 @@ impl Machine {
         if self.view().gone {
             return Ok(());
         }
+        fault::point(Point::QuitAsked);
+        // Worth a log only: where the mark cannot be made the end may be told as a kill, but is an end.
+        if let Err(error) = ending::mark(&self.identity.run_dir).await {
+            tracing::warn!(vm_id = %self.identity.definition.id, %error, "the end of a machine cannot be marked");
+        }
         // The actor has ended only if the process has.
         let _ = self.requests.send(Request::EndedByUs).await;
         let heard = match self.execute(Command::new("quit"), limits.command).await {
@@ -120,6 +138,7 @@ impl Machine {
             Err(QmpError::Closed) => self.processes.vmm.signal(Signal::TERM).is_ok(),
             Err(_) => false,
         };
+        fault::point(Point::QuitSent);
         if heard {
             self.until(limits.quit, |view| view.gone).await;
         }
@@ -127,6 +146,7 @@ impl Machine {
             kill(&self.processes.vmm).await?;
             self.until(limits.command, |view| view.gone).await;
         }
+        fault::point(Point::QuitDone);
         Ok(())
     }
 }
