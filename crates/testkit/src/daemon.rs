@@ -11,6 +11,8 @@ use roost_host::fault::Point;
 use roost_host::process::{Process, ProcessIdent};
 use tempfile::TempDir;
 
+use crate::disk::Disk;
+
 /// Something of a daemon's that is still there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Leftover {
@@ -24,6 +26,7 @@ pub enum Leftover {
 #[derive(Debug)]
 pub struct TestDaemon {
     dir: TempDir,
+    disk: Option<Disk>,
     settings: Vec<String>,
     child: Option<Child>,
 }
@@ -36,11 +39,19 @@ impl TestDaemon {
         daemon
     }
 
+    /// The same, its state directory on a disk of so many MiB. `None`: we are not root, and that is said.
+    pub fn start_on_disk(mib: u32, settings: &[&str]) -> Option<Self> {
+        let mut daemon = Self::new(settings);
+        daemon.disk = Some(Disk::new(&daemon.own_state_dir(), mib)?);
+        daemon.restart();
+        Some(daemon)
+    }
+
     fn new(settings: &[&str]) -> Self {
         // Short: the paths of sockets below it are.
         let dir = tempfile::Builder::new().prefix("rt").tempdir().expect("a temporary directory can be made");
         let settings = settings.iter().map(|s| (*s).to_owned()).collect();
-        Self { dir, settings, child: None }
+        Self { dir, disk: None, settings, child: None }
     }
 
     /// What a daemon with these settings says instead of serving.
@@ -81,8 +92,9 @@ impl TestDaemon {
 
     fn spawn(&self) -> Child {
         assert!(self.child.is_none(), "it runs already");
-        let mut command = Command::new(program("roostd"));
-        command.arg("--state-dir").arg(self.state_dir()).env("ROOST_READY_FD", "1");
+        let program = program("roostd");
+        let mut command = self.disk.as_ref().map_or_else(|| Command::new(&program), |disk| disk.command(&program));
+        command.arg("--state-dir").arg(self.own_state_dir()).env("ROOST_READY_FD", "1");
         command.env("ROOST_FAULT_FILE", self.fault_path());
         for setting in &self.settings {
             command.arg("--set").arg(setting);
@@ -139,8 +151,19 @@ impl TestDaemon {
         Client::connect_unix(self.state_dir().join("run/api.sock"))
     }
 
-    /// Its state directory.
+    /// Its state directory, as it is seen from here.
     pub fn state_dir(&self) -> PathBuf {
+        let dir = self.own_state_dir();
+        self.disk.as_ref().map_or_else(|| dir.clone(), |disk| disk.seen(&dir))
+    }
+
+    /// The disk that it was started on.
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("it was started on a disk of its own")
+    }
+
+    /// Its state directory, as it sees it.
+    fn own_state_dir(&self) -> PathBuf {
         self.dir.path().join("s")
     }
 
@@ -180,7 +203,7 @@ impl TestDaemon {
 
     /// Processes that name this daemon's directory: the hypervisors and keepers of its VMs.
     pub fn guest_processes(&self) -> Vec<(u32, String)> {
-        let own = [self.child.as_ref().map(Child::id), Some(std::process::id())];
+        let own = [self.child.as_ref().map(Child::id), self.disk.as_ref().map(Disk::holder), Some(std::process::id())];
         let marker = self.dir.path().to_str().expect("temporary paths are Unicode").to_owned();
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").expect("/proc is there").flatten() {

@@ -6,7 +6,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot be set up has failed")]
 
 mod daemon;
+mod disk;
 mod spec;
 
 pub use daemon::{Leftover, TestDaemon};
+pub use disk::Disk;
 pub use spec::{micro, micro_on, sim, tiny};
