@@ -28,6 +28,10 @@ pub const MOST_VMS: usize = 1000;
 pub const DEFAULT_PAGE: usize = 100;
 /// How many items a page has at most.
 pub const LARGEST_PAGE: usize = 1000;
+/// How many pairs a filter may ask for: as many as a VM may have.
+const MOST_PAIRS: usize = 64;
+/// The longest prefix of a name: a name.
+const LONGEST_PREFIX: usize = 63;
 
 /// What requests that change something have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -107,6 +111,17 @@ pub struct VmQuery {
     pub after: Option<VmId>,
     /// 1 to [`LARGEST_PAGE`].
     pub page_size: usize,
+}
+
+/// What is to be watched.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Watched {
+    /// What follows this position; `None`: what happens from now on.
+    pub from_position: Option<u64>,
+    /// Only these, by ID or name, at most [`MOST_VMS`]; empty: all.
+    pub vms: Vec<String>,
+    /// The VMs as they are first.
+    pub snapshot: bool,
 }
 
 /// Which operations, and which page of them.
@@ -282,6 +297,14 @@ pub fn list_vms(request: v1::ListVmsRequest) -> Result<VmQuery, Invalid> {
         __buffa_unknown_fields: unknown,
     } = request;
     no_unknown(&unknown)?;
+    if metadata.len() > MOST_PAIRS {
+        let permitted = [format!("at most {MOST_PAIRS}")];
+        return Err(Invalid::new("metadata", metadata.len(), "has too many entries").permit(permitted));
+    }
+    if name_prefix.len() > LONGEST_PREFIX {
+        let permitted = [format!("at most {LONGEST_PREFIX} characters")];
+        return Err(Invalid::new("name_prefix", name_prefix, "is too long").permit(permitted));
+    }
     Ok(VmQuery {
         states: each(&states, "states", state)?,
         metadata,
@@ -290,6 +313,17 @@ pub fn list_vms(request: v1::ListVmsRequest) -> Result<VmQuery, Invalid> {
         after: after(page_token)?,
         page_size: page_size(size)?,
     })
+}
+
+/// Reads a `WatchVms` request.
+pub fn watch(request: v1::WatchVmsRequest) -> Result<Watched, Invalid> {
+    let v1::WatchVmsRequest { from_position, vm_ids, snapshot, __buffa_unknown_fields: unknown } = request;
+    no_unknown(&unknown)?;
+    if vm_ids.len() > MOST_VMS {
+        let permitted = [format!("at most {MOST_VMS}; none: all")];
+        return Err(Invalid::new("vm_ids", vm_ids.len(), "has too many entries").permit(permitted));
+    }
+    Ok(Watched { from_position, vms: vm_ids, snapshot })
 }
 
 /// Reads a `ListOperations` request.
@@ -409,12 +443,20 @@ fn after<T: std::str::FromStr>(page_token: String) -> Result<Option<T>, Invalid>
     given(page_token).map(|token| token.parse().map_err(|_| refuse(&token))).transpose()
 }
 
-fn each<E: Enumeration + 'static, T>(
+/// Each of these words once, so that a list is no longer than the language.
+fn each<E: Enumeration + 'static, T: PartialEq>(
     words: &[EnumValue<E>],
     field: &str,
     read: impl Fn(EnumValue<E>) -> Result<T, Invalid>,
 ) -> Result<Vec<T>, Invalid> {
-    words.iter().enumerate().map(|(i, word)| read(*word).map_err(|e| e.at(&format!("{field}[{i}]")))).collect()
+    let mut all = Vec::new();
+    for (i, word) in words.iter().enumerate() {
+        let word = read(*word).map_err(|e| e.at(&format!("{field}[{i}]")))?;
+        if !all.contains(&word) {
+            all.push(word);
+        }
+    }
+    Ok(all)
 }
 
 fn not_a_word<E: Enumeration + 'static>(value: EnumValue<E>) -> Invalid {

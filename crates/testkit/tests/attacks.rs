@@ -55,6 +55,17 @@ async fn a_value_that_would_become_an_option_is_refused_by_its_field() {
     };
     request.config.get_or_insert_default().network.push(nic);
     assert_eq!(field(&refused(&client, request).await), invalid("config.network[0].tap_device"));
+    // A list that would take long to look through is not looked through.
+    let mut request = sim("forwards");
+    let forward = |n: u32| v1::PortForward { host_port: n % 60_000 + 1, guest_port: 22, ..Default::default() };
+    let nic = v1::NetworkInterface { port_forwards: (0..100_000).map(forward).collect(), ..Default::default() };
+    request.config.get_or_insert_default().network.push(nic);
+    assert_eq!(field(&refused(&client, request).await), invalid("config.network[0].port_forwards"));
+    let watched = v1::WatchVmsRequest { vm_ids: vec!["x".to_owned(); 100_000], ..Default::default() };
+    let mut watch = client.watch_vms(watched).await.unwrap();
+    assert_eq!(field(&watch.next().await.unwrap_err()), invalid("vm_ids"));
+    let states = vec![v1::VmState::VM_STATE_RUNNING.into(); 1_000_000];
+    client.list_vms(v1::ListVmsRequest { states, ..Default::default() }).await.unwrap();
     let mut request = sim("nul");
     request.config.get_or_insert_default().boot.get_or_insert_default().kernel_args = "a\0b".to_owned();
     assert_eq!(field(&refused(&client, request).await), invalid("config.boot.kernel_args"));

@@ -180,6 +180,16 @@ fn queries_are_bounded_and_their_words_known() {
     let refused = list_vms(unknown).unwrap_err();
     assert_eq!((refused.field.as_str(), refused.value.as_str()), ("states[1]", "99"));
     assert_eq!(refused.permitted.len(), 6);
+    let many = v1::ListVmsRequest { states: vec![v1::VmState::Running.into(); 100_000], ..Default::default() };
+    assert_eq!(list_vms(many).unwrap().states, [VmState::Running]);
+    let pairs = (0..65).map(|n| (n.to_string(), String::new())).collect();
+    let metadata = v1::ListVmsRequest { metadata: pairs, ..Default::default() };
+    assert_eq!(list_vms(metadata).unwrap_err().field, "metadata");
+    let prefix = v1::ListVmsRequest { name_prefix: "x".repeat(64), ..Default::default() };
+    assert_eq!(list_vms(prefix).unwrap_err().field, "name_prefix");
+    let watched = |n| v1::WatchVmsRequest { vm_ids: vec!["x".to_owned(); n], ..Default::default() };
+    assert_eq!(watch(watched(MOST_VMS)).unwrap().vms.len(), MOST_VMS);
+    assert_eq!(watch(watched(MOST_VMS + 1)).unwrap_err().field, "vm_ids");
     let operations = v1::ListOperationsRequest { statuses: vec![0.into()], ..Default::default() };
     assert_eq!(list_operations(operations).unwrap_err().field, "statuses[0]");
 }

@@ -193,9 +193,9 @@ impl v1::VmService for Vms {
         _context: RequestContext,
         request: ServiceRequest<'_, v1::WatchVmsRequest>,
     ) -> ServiceResult<ServiceStream<v1::WatchVmsResponse>> {
-        let request = request.to_owned_message();
-        let mut only = Vec::with_capacity(request.vm_ids.len());
-        for text in &request.vm_ids {
+        let request = from_proto::watch(request.to_owned_message()).map_err(|e| status::invalid(&e))?;
+        let mut only = Vec::with_capacity(request.vms.len());
+        for text in &request.vms {
             let address = Address::parse(text).map_err(|e| status::refusal(&e))?;
             only.push(self.0.engine.vm(ProjectId::DEFAULT, address).await.map_err(|e| told(&e))?.id);
         }

@@ -101,6 +101,11 @@ pub(crate) fn check_interface_name(name: &str) -> Result<(), Invalid> {
 }
 
 fn check_forwards(forwards: &[Forward]) -> Result<(), Invalid> {
+    // Each is compared with those before it, and all of them are one argument of a hypervisor.
+    const MOST: usize = 128;
+    if forwards.len() > MOST {
+        return Err(Invalid::new("port_forwards", forwards.len(), "has too many entries").permit(["at most 128"]));
+    }
     for (i, forward) in forwards.iter().enumerate() {
         let at = format!("port_forwards[{i}]");
         if forward.host_port == 0 || forward.guest_port == 0 {

@@ -57,6 +57,16 @@ fn the_error_names_the_field() {
     s.network =
         vec![Nic { id: "n".to_owned(), mac_address: None, kind: NicKind::Tap { device: "br0; rm -rf /".to_owned() } }];
     assert_eq!(field(&s), "network[0].tap_device");
+    let forward = |host_port| Forward {
+        protocol: Protocol::Tcp,
+        host_address: std::net::Ipv4Addr::LOCALHOST.into(),
+        host_port,
+        guest_port: 22,
+    };
+    let mut s = spec();
+    let kind = NicKind::User { port_forwards: (1..=129).map(forward).collect() };
+    s.network = vec![Nic { id: "n".to_owned(), mac_address: None, kind }];
+    assert_eq!(field(&s), "network[0].port_forwards");
     let mut s = spec();
     s.cpu.topology = Some(Topology { sockets: 2, cores_per_socket: 2, threads_per_core: 1 });
     assert_eq!(field(&s), "cpu.topology");
