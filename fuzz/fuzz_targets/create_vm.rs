@@ -12,6 +12,6 @@ fuzz_target!(|bytes: &[u8]| {
     create.spec.check().expect("what was read has been checked");
     let stored = serde_json::to_string(&create.spec).expect("a spec has a stored form");
     assert_eq!(serde_json::from_str::<roost_model::VmSpec>(&stored).expect("it reads back"), create.spec);
-    let again = from_proto::spec(&to_proto::spec(&create.spec)).expect("what we say we understand");
+    let again = from_proto::spec(to_proto::spec(&create.spec)).expect("what we say we understand");
     assert_eq!(again, create.spec);
 });
