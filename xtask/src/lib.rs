@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agent;
 mod cache;
 mod cpio;
 mod micro;
@@ -14,6 +15,7 @@ mod tiny;
 
 use std::path::{Path, PathBuf};
 
+pub use agent::{static_agent, static_agent_in};
 pub use cache::{Cache, Inputs};
 pub use micro::{micro_guest, micro_guest_in};
 pub use tiny::{GUEST_UP, KERNEL_ARGS, TinyGuest, microvm_kernel_args, tiny_guest, tiny_guest_in};

@@ -21,6 +21,8 @@ enum Task {
         #[arg(long)]
         print_paths: bool,
     },
+    /// Build the guest agent as one static program, and print its path.
+    Agent,
     /// Build the micro guest, which has no operating system, and print its path.
     MicroGuest,
 }
@@ -28,6 +30,10 @@ enum Task {
 fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::GuestImage { print_paths } => guest_image(print_paths),
+        Task::Agent => {
+            println!("{}", xtask::static_agent()?.display());
+            Ok(())
+        }
         Task::MicroGuest => {
             println!("{}", xtask::micro_guest()?.display());
             Ok(())

@@ -1,10 +1,12 @@
-//! Builds the tiny guest: Debian's kernel and an initramfs of busybox, drivers and `guests/tiny/rootfs`.
+//! Builds the tiny guest: Debian's kernel and an initramfs of busybox, drivers, the guest agent and
+//! `guests/tiny/rootfs`.
 //!
 //! Owned here: what is in the image, and how it is booted. Not owned: where packages come from
 //! ([`crate::packages`]), and what the guest does once it runs (the scripts of its rootfs).
 //!
 //! ```text
 //! packages (downloaded once) --unpack--> kernel, modules, busybox --+--> vmlinuz, initrd
+//! roost-agent, built static ----------------------------------------+
 //! guests/tiny/rootfs -----------------------------------------------+
 //! ```
 
@@ -15,6 +17,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::agent::static_agent_in;
 use crate::cache::{Cache, Inputs};
 use crate::cpio::Archive;
 use crate::modules::{ModuleTree, modules_dep};
@@ -62,6 +65,9 @@ const OTHER_MODULES: &[&str] = &[
     "overlay",
 ];
 
+/// Where the guest agent is; `start.d/40-agent` runs it.
+const AGENT: &str = "sbin/roost-agent";
+
 /// Directories that hold nothing in the archive.
 const DIRECTORIES: &[&str] = &["dev", "mnt", "proc", "root", "run", "sys", "tmp", "var"];
 
@@ -82,7 +88,9 @@ pub fn tiny_guest() -> Result<TinyGuest> {
 /// The same from another cache and with another root file system, which may hold more drop-ins.
 pub fn tiny_guest_in(cache: &Cache, rootfs: &Path) -> Result<TinyGuest> {
     let packages = packages::fetch(cache)?;
-    let rootfs = read_rootfs(rootfs)?;
+    let mut rootfs = read_rootfs(rootfs)?;
+    let agent = fs::read(static_agent_in(cache)?).context("the agent")?;
+    rootfs.push(RootFile { path: AGENT.to_owned(), executable: true, content: agent });
 
     let mut inputs = Inputs::new();
     for package in &packages.files {

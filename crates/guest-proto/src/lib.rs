@@ -29,9 +29,11 @@ mod frame;
 mod hello;
 mod json;
 mod legacy;
+pub mod metrics;
 mod outbox;
 mod request;
 mod response;
+mod safe;
 mod seal;
 mod secret;
 mod tree;
@@ -52,6 +54,10 @@ pub use request::{
 pub use response::{
     CommandType, ConnectionStatus, ErrorReport, FileInfo, FileKind, GuestError, GuestMessage, MetricsMessage, Progress,
     Response,
+};
+pub use safe::{
+    CleanupTarget, HealthCheck, Hostname, MAX_DATA, MAX_LIST, MAX_STDERR, MAX_STDOUT, NameError, PackageName,
+    PackageVersion, SafeAction, SearchQuery, ServiceName, ServiceOperation, SortBy, SshKey, UserName, results,
 };
 pub use seal::{Key, KeyError, NoiseHandshake, SealError, Sealer};
 pub use secret::Secret;

@@ -174,7 +174,10 @@ impl Envelope {
             return Err(ParseError::new(&value, ErrorBody::field("type", "type: missing, or no text")));
         };
         let kind = kind.to_owned();
-        Ok(Self { request: Request::from_value(&kind, value)?, epoch, traceparent })
+        let request = Request::from_value(&kind, value)?;
+        // A hello has it as a field of its own.
+        let epoch = epoch.filter(|_| !matches!(request, Request::Hello(_)));
+        Ok(Self { request, epoch, traceparent })
     }
 
     /// The request as it is sent.
@@ -399,7 +402,7 @@ impl Batch {
 }
 
 /// A file, or a tree of files, to the guest. The bytes come on channel `Input` of the stream; the answer after its
-/// end has their count and SHA-256 in `data`.
+/// end has their count in `data`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilePush {
     pub id: String,
@@ -415,7 +418,7 @@ pub struct FilePush {
     /// Where it is given, a file that comes out different is not put in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// The same; hexadecimal, of the whole file.
+    /// The same; hexadecimal, of the whole file (or of the tree's stream). Without it the guest spends no time on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// Go on behind what an attempt that broke off has left, which must be this many bytes.
@@ -441,6 +444,10 @@ pub struct FilePull {
     /// No more than so many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length: Option<u64>,
+    /// With the SHA-256 of what was sent in the answer's `data`. (Where the processor has no instructions for it, that
+    /// takes longer than sending.)
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub sha256: bool,
     #[serde(default, skip_serializing_if = "is_false")]
     pub tree: bool,
 }

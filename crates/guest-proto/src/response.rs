@@ -202,13 +202,15 @@ fn fields<T: DeserializeOwned>(kind: &str, value: Value) -> Result<T, GuestError
 impl GuestMessage {
     /// The message in a line or frame.
     pub fn parse(text: &[u8]) -> Result<Self, GuestError> {
-        let value = parse_strict(text).map_err(GuestError::Json)?;
+        let mut value = parse_strict(text).map_err(GuestError::Json)?;
         let kind = match value.get("type") {
             Some(Value::String(kind)) => kind.clone(),
             // Some of the first agents leave it out of a response.
             None if value.get("id").is_some() && value.get("success").is_some() => "response".to_owned(),
             _ => return Err(GuestError::Type(String::new())),
         };
+        // It is in the variant now; a handshake would keep it among what else it tells.
+        value.as_object_mut().map(|fields| fields.remove("type"));
         Self::from_value(&kind, value)
     }
 

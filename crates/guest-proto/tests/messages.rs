@@ -46,6 +46,19 @@ fn what_is_sent_is_what_is_parsed() {
 }
 
 #[test]
+fn hellos_and_handshakes_say_each_thing_once() {
+    let hello = json!({"type": "hello", "version": "1.0", "session": "n", "epoch": 3, "upgrades": ["frames"]});
+    let parsed = parse(hello);
+    assert_eq!(Envelope::parse(&parsed.to_json()).unwrap(), parsed);
+    let handshake = json!({"type": "handshake", "timestamp": "t", "vm_id": "x", "version": "1", "platform": "linux",
+                           "later": 1});
+    let parsed = GuestMessage::parse(handshake.to_string().as_bytes()).unwrap();
+    assert_eq!(GuestMessage::parse(&parsed.to_json()).unwrap(), parsed);
+    let GuestMessage::Handshake(handshake) = parsed else { panic!() };
+    assert_eq!(handshake.other.into_keys().collect::<Vec<_>>(), ["later"]);
+}
+
+#[test]
 fn a_refusal_names_the_request_and_the_field() {
     let (id, code, message) = refused(r#"{"type":"Exec","id":"7","argv":"ls"}"#);
     assert_eq!((id.as_deref(), code), (Some("7"), ErrorCode::InvalidMessage));
