@@ -16,5 +16,9 @@ targets=$("$cargo" fuzz list)
 [ -n "$targets" ] || { echo 'fuzz: no targets' >&2; exit 1; }
 for target in $targets; do
     echo "fuzz: $target"
-    "$cargo" fuzz run "$target" -- -max_total_time="${FUZZ_SECONDS:-60}"
+    # What is found goes to the first directory; the second is what is known to be worth starting from.
+    mkdir -p "fuzz/corpus/$target"
+    set -- "fuzz/corpus/$target"
+    [ ! -d "fuzz/seeds/$target" ] || set -- "$@" "fuzz/seeds/$target"
+    "$cargo" fuzz run "$target" "$@" -- -max_total_time="${FUZZ_SECONDS:-60}"
 done

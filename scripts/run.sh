@@ -34,7 +34,7 @@ else
     note vm
     roost vm create hello \
         --kernel "$(value kernel)" --initrd "$(value initrd)" --kernel-args "$(value kernel_args)" \
-        --memory 256MiB --cpus 1 --start
+        --memory 256MiB --cpus 1 --allow-exec --start
 fi
 if ! roost vm wait hello --console 'roost: guest up' --timeout 120s; then
     echo 'The guest did not say that it is up. The last lines of its console:' >&2
@@ -47,12 +47,17 @@ roost vm get hello
 echo
 echo 'The last lines of its console:'
 roost vm logs hello --tail 15
+
+roost vm wait hello --agent --timeout 60s
+echo "\$ roost exec hello -- uname -a"
+roost exec hello -- uname -a
 cat <<END
 
 The VM hello is running, and goes on without this terminal. Next:
 
   export PATH="$bin:\$PATH"
   roost console hello        a shell in the guest
+  roost exec -it hello sh    the same through its agent
   roost vm list
   roost vm stop hello        as by its power button
   make stop                  ends what make run started

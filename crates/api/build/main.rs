@@ -9,7 +9,8 @@ use buffa_codegen::MapRepr;
 use connectrpc_build::CodeGenConfig;
 use prost::Message;
 
-const FILES: [&str; 4] = ["vmm/v1/error.proto", "vmm/v1/operation.proto", "vmm/v1/system.proto", "vmm/v1/vm.proto"];
+const FILES: [&str; 5] =
+    ["vmm/v1/error.proto", "vmm/v1/guest.proto", "vmm/v1/operation.proto", "vmm/v1/system.proto", "vmm/v1/vm.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     // The package's own directory, now: a target directory may have been built from another checkout.

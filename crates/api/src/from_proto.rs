@@ -5,6 +5,7 @@
 //! that a new field breaks the build until it is dealt with; a field that this build does not know
 //! is refused, never dropped: what a caller asked for is done as a whole or not at all.
 
+pub mod guest;
 mod spec;
 
 use std::collections::BTreeMap;

@@ -45,7 +45,10 @@ pub fn json(error: &JsonError) -> ConnectError {
 pub fn refusal(refusal: &Refusal) -> ConnectError {
     let code = match refusal {
         Refusal::Invalid(_) | Refusal::UnknownBackend { .. } => ErrorCode::InvalidArgument,
-        Refusal::VmNotFound(_) | Refusal::OperationNotFound(_) => ErrorCode::NotFound,
+        Refusal::VmNotFound(_)
+        | Refusal::OperationNotFound(_)
+        | Refusal::ExecutionNotFound(_)
+        | Refusal::JobNotFound(_) => ErrorCode::NotFound,
         Refusal::NameTaken { .. } | Refusal::IdTaken(_) | Refusal::KeyReused { .. } => ErrorCode::AlreadyExists,
         Refusal::Stale { .. } => ErrorCode::Aborted,
         Refusal::Exhausted { .. } => ErrorCode::ResourceExhausted,
@@ -107,6 +110,8 @@ fn refusal_detail(refusal: &Refusal) -> ErrorDetail {
         Refusal::Invalid(e) => return invalid_detail(e),
         Refusal::VmNotFound(vm) => at_fault("vm_id", vm.clone()),
         Refusal::OperationNotFound(id) => at_fault("operation_id", id.clone()),
+        Refusal::ExecutionNotFound(id) => at_fault("execution_id", id.clone()),
+        Refusal::JobNotFound(id) => at_fault("job_id", id.clone()),
         Refusal::NameTaken { name, vm_id: _ } => at_fault("name", name.clone()),
         Refusal::IdTaken(id) => at_fault("vm_id", id.uuid().to_string()),
         Refusal::WrongState { action: _, state: _, hint } => hinted(hint),

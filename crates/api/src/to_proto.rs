@@ -1,19 +1,23 @@
 //! From the domain to the wire. Nothing here fails, and nothing is left out: every struct is taken
 //! apart field by field, so that a new one breaks the build until it is dealt with.
 
+mod guest;
+
 use std::time::Duration;
 
 use buffa_types::google::protobuf::Timestamp as WireTimestamp;
 use roost_model::operation::{Claim, Goal, OperationError as ModelError, Progress};
 use roost_model::spec::{
-    Agent, Backing, Boot, Console, Cpu, Disk, Forward, Memory, Nic, NicKind, RestartMode, RestartPolicy as ModelPolicy,
-    Topology,
+    Agent as ModelAgent, Backing, Boot, Console, Cpu, Disk, Forward, Memory, Nic, NicKind, RestartMode,
+    RestartPolicy as ModelPolicy, Tool as ModelTool, Topology,
 };
 use roost_model::vm::{Condition, Failure, Restarts};
 use roost_model::{
     BackendName, Bytes, Capabilities, Desired, Machine, OperationId, Power, Timestamp, VmSpec, VmState as ModelState,
 };
 use roost_model::{Operation as ModelOperation, Priority as ModelPriority, Status as ModelStatus, Vm as ModelVm};
+
+pub use guest::{execution, execution_status, job};
 
 use crate::vmm::v1::*;
 
@@ -83,7 +87,9 @@ pub fn spec(spec: &VmSpec) -> VmConfig {
         time_to_live,
         machine,
         accelerator,
-        agent: Agent { channel },
+        agent: guest_agent,
+        tools,
+        idle,
     } = spec;
     VmConfig {
         cpu: cpu(processors).into(),
@@ -97,7 +103,32 @@ pub fn spec(spec: &VmSpec) -> VmConfig {
         time_to_live_seconds: time_to_live.map_or(0, |ttl| ttl.as_secs()),
         machine: machine.map(|m| m.to_string()).unwrap_or_default(),
         accelerator: accelerator.to_string(),
-        agent: AgentConfig { channel: channel.to_string(), ..Default::default() }.into(),
+        agent: agent(guest_agent).into(),
+        tools: tools.iter().map(tool).collect(),
+        idle_timeout_seconds: idle.map_or(0, |idle| idle.timeout.as_secs()),
+        idle_action: idle.map(|idle| idle.action.to_string()).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+fn agent(agent: &ModelAgent) -> AgentConfig {
+    let ModelAgent { channel, allow_exec, file_roots, exec_user, metrics_interval } = agent;
+    AgentConfig {
+        channel: channel.to_string(),
+        allow_exec: *allow_exec,
+        file_roots: file_roots.iter().map(ToString::to_string).collect(),
+        exec_user: exec_user.as_ref().map(ToString::to_string).unwrap_or_default(),
+        metrics_interval_seconds: u32::try_from(metrics_interval.as_secs()).unwrap_or(u32::MAX),
+        ..Default::default()
+    }
+}
+
+fn tool(tool: &ModelTool) -> Tool {
+    let ModelTool { name, version, script } = tool;
+    Tool {
+        name: name.to_string(),
+        version: version.as_ref().map(ToString::to_string).unwrap_or_default(),
+        script: script.clone().unwrap_or_default(),
         ..Default::default()
     }
 }

@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::commands::guest::{agent, cp, exec, execution, job, metrics, package, process, service, top};
 use crate::commands::{backend, completion, daemon, operation, vm};
 use crate::context::Global;
 use crate::error::EXIT_CODES;
@@ -24,6 +25,32 @@ pub(crate) enum Command {
     Vm(vm::Command),
     /// A VM's serial console (the same as roost vm console)
     Console(vm::console::Console),
+    /// Run a program in a guest
+    Exec(exec::Exec),
+    /// Copy files and directories to and from a guest
+    Cp(cp::Cp),
+    /// The processes of a guest that do the most
+    Top(top::Top),
+    /// What a guest says of itself in figures
+    Metrics(metrics::Metrics),
+    /// The services of a guest
+    #[command(subcommand)]
+    Service(service::Command),
+    /// The packages of a guest
+    #[command(subcommand)]
+    Package(package::Command),
+    /// The processes of a guest
+    #[command(subcommand)]
+    Process(process::Command),
+    /// The agent in a guest
+    #[command(subcommand)]
+    Agent(agent::Command),
+    /// What was done in guests
+    #[command(subcommand)]
+    Execution(execution::Command),
+    /// Several commands in a guest, one after the other
+    #[command(subcommand)]
+    Job(job::Command),
     /// What was asked of the daemon, and what became of it
     #[command(subcommand, visible_alias = "op")]
     Operation(operation::Command),

@@ -199,6 +199,7 @@ fn client_exit(error: &ClientError) -> u8 {
     }
     match error.code() {
         ErrorCode::InvalidArgument | ErrorCode::OutOfRange => 2,
+        ErrorCode::PermissionDenied => 5,
         ErrorCode::NotFound => 4,
         ErrorCode::AlreadyExists | ErrorCode::FailedPrecondition | ErrorCode::Aborted => 5,
         ErrorCode::DeadlineExceeded => 7,
@@ -220,6 +221,8 @@ fn client_hint(error: &ClientError) -> &'static str {
     }
     match error.reason() {
         Some("VM_NOT_FOUND") => "roost vm list shows those that there are",
+        Some("EXECUTION_NOT_FOUND") => "roost execution list shows those that there are",
+        Some("JOB_NOT_FOUND") => "roost job list shows those that there are",
         Some("OPERATION_NOT_FOUND") => "roost operation list shows those that there are",
         Some("NAME_TAKEN") => "choose another name, or delete the VM that has it with roost vm delete",
         Some("UNKNOWN_BACKEND" | "UNSUPPORTED_CAPABILITY" | "BACKEND_UNAVAILABLE") => {

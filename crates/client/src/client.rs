@@ -30,6 +30,7 @@ const MOST_BYTES: usize = 64 << 20;
 pub struct Client {
     socket: Arc<Path>,
     vms: VmServiceClient<SharedHttp2Connection>,
+    pub(crate) guests: GuestServiceClient<SharedHttp2Connection>,
     operations: OperationServiceClient<SharedHttp2Connection>,
     system: SystemServiceClient<SharedHttp2Connection>,
 }
@@ -62,6 +63,7 @@ impl Client {
         Self {
             socket,
             vms: VmServiceClient::new(connection.clone(), config.clone()),
+            guests: GuestServiceClient::new(connection.clone(), config.clone()),
             operations: OperationServiceClient::new(connection.clone(), config.clone()),
             system: SystemServiceClient::new(connection, config),
         }
@@ -249,7 +251,11 @@ impl Client {
         Ok(self.answer(call).await?.into_owned().findings)
     }
 
-    async fn answer<T>(&self, call: impl Future<Output = Result<T, ConnectError>>) -> Result<T, Error> {
+    pub(crate) fn shared_socket(&self) -> Arc<Path> {
+        Arc::clone(&self.socket)
+    }
+
+    pub(crate) async fn answer<T>(&self, call: impl Future<Output = Result<T, ConnectError>>) -> Result<T, Error> {
         call.await.map_err(|e| Error::from_call(&e, &self.socket))
     }
 }

@@ -20,6 +20,7 @@
 mod client;
 mod console;
 mod error;
+mod guest;
 mod stream;
 
 pub use buffa::EnumValue;
@@ -27,5 +28,6 @@ pub use client::{Changed, Client, has_ended};
 pub use connectrpc::ErrorCode;
 pub use console::{Console, ConsoleInput, ConsoleOutput};
 pub use error::Error;
+pub use guest::{Exec, ExecInput, ExecOutput, PullFile, WatchMetrics};
 pub use roost_api::vmm::v1;
 pub use stream::{ConsoleLog, Watch};

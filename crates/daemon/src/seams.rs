@@ -5,16 +5,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use rand::RngCore;
-use roost_engine::{Clock, LocalDispatch, Rng, Seams, Spawner};
+use roost_engine::{Clock, Guests, LocalDispatch, Rng, Seams, Spawner};
 use roost_model::Timestamp;
 
 /// The seams of a daemon that is one process.
-pub(crate) fn real() -> Seams {
+pub(crate) fn real(guests: Arc<dyn Guests>) -> Seams {
     Seams {
         clock: Arc::new(SystemClock),
         rng: Arc::new(SystemRng),
         spawner: Arc::new(TokioSpawner),
         dispatch: Arc::new(LocalDispatch::default()),
+        guests,
         ids: Arc::default(),
     }
 }
@@ -62,7 +63,7 @@ mod tests {
     #[test]
     fn ids_made_at_once_by_many_are_all_different() {
         let make = || {
-            let seams = real();
+            let seams = real(Arc::new(crate::guests::Guests::new().0));
             let ids = (0..12_500).map(move |_| {
                 let mut random = [0; 10];
                 seams.rng.fill(&mut random);

@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::guests::Guests;
 use crate::{logging, seams, serve};
 
 /// What the API's handlers share.
@@ -22,6 +23,8 @@ use crate::{logging, seams, serve};
 pub(crate) struct Daemon {
     /// The engine.
     pub(crate) engine: Engine,
+    /// What is done inside guests.
+    pub(crate) guests: Guests,
     /// The configuration.
     pub(crate) config: Config,
 }
@@ -55,12 +58,14 @@ async fn serve_until_told(config: Config) -> anyhow::Result<()> {
         parallel_starts: config.parallel_starts,
         ..EngineConfig::default()
     };
-    let engine = Engine::start(settings, seams::real(), store.clone(), backends, received)
+    let (guests, happened) = Guests::new();
+    let engine = Engine::start(settings, seams::real(Arc::new(guests.clone())), store.clone(), backends, received)
         .await
         .context("the engine could not start")?;
+    guests.start(engine.clone(), happened);
     let listener = serve::Listener::bind(&config.socket).context("the API's socket cannot be bound")?;
     let socket = config.socket.clone();
-    let daemon = Arc::new(Daemon { engine, config });
+    let daemon = Arc::new(Daemon { engine, guests, config });
     let (stop, stopped) = watch::channel(false);
     let serving = tokio::spawn(serve::serve(listener, serve::router(&daemon)?, stopped));
     tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "serving");

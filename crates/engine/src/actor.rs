@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use roost_backend::{Backend, BackendError, Event, Happened};
 use roost_model::observe::{Reaction, Report, observe, react};
-use roost_model::operation::{AfterFailure, Claim, Goal, OperationError};
+use roost_model::operation::{AfterFailure, Claim, Goal, OperationError, Progress};
 use roost_model::plan::{Step, Stop, Target, plan};
 use roost_model::state::Machine;
 use roost_model::vm::Failure;
 use roost_model::{Capabilities, Operation, OperationId, Power, Resource, Status, Timestamp, Vm, VmId};
 use roost_store::StoreError;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::adopt::adopt_again;
 use crate::commit;
@@ -254,7 +254,10 @@ impl Hands<'_> {
             Goal::Reboot { grace_ms } if !rebooted && view.observed.machine == Machine::Running => {
                 Some(Act::Reboot(grace_ms.map_or(Stop::Forced, |ms| Stop::Graceful(Duration::from_millis(ms)))))
             }
-            _ => plan(target, view.observed, view.leftovers, self.capabilities).first().copied().map(Act::Step),
+            _ => match plan(target, view.observed, view.leftovers, self.capabilities).first() {
+                Some(step) => Some(Act::Step(*step)),
+                None => wants_tools(&goal, view).then_some(Act::Install),
+            },
         };
         let Some(mut act) = next_act(&view, rebooted) else {
             return self.succeed(&operation, vm, &view).await;
@@ -278,8 +281,9 @@ impl Hands<'_> {
         };
         let mut resources = resources.clone();
         loop {
-            // A cause is on record before what still tells of it is cleared away.
-            if act == Act::Step(Step::Clear) && view.observed != vm.observed {
+            // A cause is on record before what still tells of it is cleared away, and a machine that runs before
+            // anybody looks for its guest.
+            if matches!(act, Act::Step(Step::Clear) | Act::Install) && view.observed != vm.observed {
                 self.write_view(&view, vm.id, Some(operation.id)).await?;
             }
             let outcome = self.attempt(vm, &resources, act, Some(&operation)).await;
@@ -425,9 +429,10 @@ impl Hands<'_> {
             allowed = allowed.min(deadline.since(clock.now()));
         }
         let work = async {
-            let mut work = Box::pin(perform(self.inner, self.backend, vm, resources, act));
+            let (tell, mut told) = watch::channel(act.progress());
+            let mut work = Box::pin(perform(self.inner, self.backend, vm, resources, act, &tell));
             let mut over = clock.sleep(allowed);
-            let mut told = clock.sleep(TELL_PROGRESS_AFTER);
+            let mut quiet = clock.sleep(TELL_PROGRESS_AFTER);
             let mut untold = operation.filter(|o| o.progress != act.progress());
             loop {
                 tokio::select! {
@@ -442,9 +447,13 @@ impl Hands<'_> {
                             format!("{} took longer than {} s", act.progress().message, allowed.as_secs()),
                         ));
                     }
-                    () = &mut told, if untold.is_some() => {
+                    // The sender lives as long as this.
+                    _ = told.changed(), if operation.is_some() && untold.is_none() => untold = operation,
+                    () = &mut quiet, if untold.is_some() => {
+                        quiet = clock.sleep(TELL_PROGRESS_AFTER);
                         if let Some(operation) = untold.take() {
-                            self.tell_progress(operation, act).await;
+                            let progress = told.borrow_and_update().clone();
+                            self.tell_progress(operation, progress).await;
                         }
                     }
                 }
@@ -477,16 +486,16 @@ impl Hands<'_> {
     }
 
     /// Puts what is being done on record for those who watch; nothing depends on it.
-    async fn tell_progress(&self, operation: &Operation, act: Act) {
+    async fn tell_progress(&self, operation: &Operation, progress: Progress) {
         let now = self.inner.seams.clock.now();
-        let seen = Arc::new(operation.clone());
+        let seen = Arc::new((operation.clone(), progress));
         let told: Result<(), StoreError> = self
             .inner
             .store
             .write(move |tx| {
                 let seen = Arc::clone(&seen);
                 Box::pin(async move {
-                    commit::change_open(tx, &seen, now, |operation| operation.progress = act.progress()).await?;
+                    commit::change_open(tx, &seen.0, now, |operation| operation.progress = seen.1.clone()).await?;
                     Ok(())
                 })
             })
@@ -536,7 +545,8 @@ impl Hands<'_> {
             return Ok(Next::Idle);
         }
         let view = view.clone();
-        end(self.inner, operation, vm, Status::Succeeded, None, move |vm| view.write_to(vm)).await?;
+        let now = self.inner.seams.clock.now();
+        end(self.inner, operation, vm, Status::Succeeded, None, move |vm| view.write_to(vm, now)).await?;
         Ok(Next::Again)
     }
 
@@ -591,7 +601,7 @@ impl Hands<'_> {
                         let (view, error) = (view.clone(), error.clone());
                         let (operation, vm) = (Arc::clone(&operation), Arc::clone(&vm));
                         Box::pin(async move {
-                            commit::change_seen(tx, &vm, Some(operation.id), now, |vm| view.write_to(vm)).await?;
+                            commit::change_seen(tx, &vm, Some(operation.id), now, |vm| view.write_to(vm, now)).await?;
                             commit::change_open(tx, &operation, now, |operation| {
                                 operation.status = Status::Pending;
                                 operation.claim = None;
@@ -618,9 +628,9 @@ impl Hands<'_> {
             message: error.message.clone(),
             at: self.inner.seams.clock.now(),
         });
-        let view = view.clone();
+        let (view, now) = (view.clone(), self.inner.seams.clock.now());
         end(self.inner, operation, vm, Status::Failed, Some(error), move |vm| {
-            view.write_to(vm);
+            view.write_to(vm, now);
             vm.restarts.due = None;
             vm.desired.power = vm.settled_power();
             if failure.is_some() {
@@ -646,8 +656,9 @@ impl Hands<'_> {
         if let Some(report) = look(self.inner, self.backend, vm).await {
             view.take(report, self.inner.seams.clock.now());
         }
+        let now = self.inner.seams.clock.now();
         end(self.inner, operation, vm, Status::Cancelled, None, move |vm| {
-            view.write_to(vm);
+            view.write_to(vm, now);
             vm.desired.power = vm.settled_power();
         })
         .await?;
@@ -670,7 +681,7 @@ impl Hands<'_> {
             .write(move |tx| {
                 let view = view.clone();
                 Box::pin(async move {
-                    commit::change_vm(tx, vm, operation, now, |vm| view.write_to(vm)).await?;
+                    commit::change_vm(tx, vm, operation, now, |vm| view.write_to(vm, now)).await?;
                     Ok(())
                 })
             })
@@ -695,6 +706,12 @@ impl Hands<'_> {
             })
             .await
     }
+}
+
+/// Whether the operation is to see to the guest's tools once the machine runs.
+fn wants_tools(goal: &Goal, view: &View) -> bool {
+    let starts = matches!(goal, Goal::Create { power: Power::Running } | Goal::Boot);
+    starts && view.observed.machine == Machine::Running && !view.has_tools
 }
 
 /// Ends an operation together with a change of its VM, and tells who waits for it.

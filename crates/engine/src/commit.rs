@@ -72,7 +72,12 @@ pub(crate) fn push_vm(tx: &Tx, kind: &str, vm: &Vm, operation: Option<OperationI
         kind: kind.to_owned(),
         vm: Some(vm.id),
         operation,
-        data: json!({ "name": vm.name, "state": vm.state(), "resource_version": vm.resource_version }),
+        data: json!({
+            "name": vm.name,
+            "backend": vm.backend,
+            "state": vm.state(),
+            "resource_version": vm.resource_version,
+        }),
     });
 }
 

@@ -14,10 +14,10 @@ use crate::actor::{self, Inbox};
 use crate::config::EngineConfig;
 use crate::error::EngineError;
 use crate::ids::Ids;
-use crate::seam::{Clock, Dispatch, Rng, Spawner, new_id, stopped};
+use crate::seam::{Clock, Dispatch, Guests, Rng, Spawner, new_id, stopped};
 use crate::starts::Starts;
 use crate::waiters::Waiters;
-use crate::{adopt, watch as watching};
+use crate::{adopt, executions, watch as watching};
 
 /// The seams through which the engine reaches the world, but for the store and the backends.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct Seams {
     pub spawner: Arc<dyn Spawner>,
     /// Wake-ups.
     pub dispatch: Arc<dyn Dispatch>,
+    /// What is done inside guests.
+    pub guests: Arc<dyn Guests>,
     /// The order of IDs.
     pub ids: Arc<Ids>,
 }
@@ -101,6 +103,7 @@ impl Engine {
             tasks: watch::Sender::new(0),
             config,
         });
+        executions::give_up_open(&inner).await?;
         adopt::adopt_all(&inner).await?;
         inner.spawn(main_loop(Arc::clone(&inner), events));
         Ok(Engine { inner })

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use roost_backend::{ConsoleEndpoint, Info};
+use roost_backend::{AgentEndpoint, ConsoleEndpoint, Info};
 use roost_model::id::looks_like_id;
 use roost_model::{Operation, OperationId, ProjectId, Refusal, Vm, VmId, VmName};
 use roost_store::{OperationFilter, VmFilter};
@@ -224,6 +224,11 @@ impl Engine {
         let vm = self.vm(project, address).await?;
         let endpoint = self.inner.backend(&vm.backend)?.backend.console(vm.id).await?;
         Ok((vm, endpoint))
+    }
+
+    /// Where the channels to a VM's guest agents are.
+    pub async fn agent(&self, vm: &Vm) -> Result<AgentEndpoint, EngineError> {
+        Ok(self.inner.backend(&vm.backend)?.backend.agent(vm.id).await?)
     }
 
     async fn operation_and_vm(

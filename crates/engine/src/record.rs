@@ -225,8 +225,7 @@ impl Engine {
                     check_version(&vm, request.resource_version)?;
                     if !vm.desired.deleted {
                         admit_update(&vm, &request.spec)?;
-                        vm.generation += u64::from(vm.spec != request.spec);
-                        vm.spec = request.spec.clone();
+                        vm.set_spec(&request.spec);
                         // Another spec is another chance.
                         vm.failure = None;
                     }
@@ -451,8 +450,7 @@ async fn take_up(
             let boots = matches!(operation.goal, Goal::Boot);
             let new = vm.clone();
             let changed = commit::change_vm(tx, vm.id, Some(operation.id), now, |stored| {
-                stored.spec.clone_from(&new.spec);
-                stored.generation = new.generation;
+                stored.set_spec(&new.spec);
                 stored.desired = desired;
                 stored.failure = if boots { None } else { new.failure.clone() };
                 if boots {

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use roost_model::{Timestamp, VmId};
+use roost_backend::BackendError;
+use roost_model::operation::Progress;
+use roost_model::{Timestamp, Vm, VmId};
 use tokio::sync::{Notify, watch};
 
 /// Time.
@@ -39,6 +41,14 @@ pub trait Dispatch: Send + Sync + std::fmt::Debug {
 
     /// The next VM that there may be work for. Wake-ups of one VM may be folded into one.
     async fn woken(&self) -> VmId;
+}
+
+/// What is done inside guests, through their agents.
+#[async_trait]
+pub trait Guests: Send + Sync + std::fmt::Debug {
+    /// Sees to it that the tools of a running VM are installed; what is there already is left alone. `told` is
+    /// where it says how far it is.
+    async fn install(&self, vm: &Vm, told: &watch::Sender<Progress>) -> Result<(), BackendError>;
 }
 
 /// Dispatch within one process.

@@ -9,6 +9,7 @@ use roost_model::operation::Progress;
 use roost_model::plan::{Leftovers, Step, Stop};
 use roost_model::state::{Machine, Observed};
 use roost_model::{LaunchId, Resource, Timestamp, Vm};
+use tokio::sync::watch;
 
 use crate::engine::Inner;
 use crate::journal::StoreJournal;
@@ -23,6 +24,8 @@ pub(crate) enum Act {
     Step(Step),
     /// Once per reboot request.
     Reboot(Stop),
+    /// What the spec wants installed in the guest.
+    Install,
 }
 
 /// What is known of a VM's machine while its actor works on it, ahead of the record.
@@ -34,6 +37,8 @@ pub(crate) struct View {
     pub(crate) accelerator: Option<String>,
     /// Whether it was launched since the record was read.
     pub(crate) launched: bool,
+    /// Whether the guest has its tools.
+    pub(crate) has_tools: bool,
 }
 
 /// What a step has brought about.
@@ -47,6 +52,7 @@ pub(crate) enum Effect {
     Cleared,
     Removed,
     Rebooted,
+    Installed,
 }
 
 impl View {
@@ -57,6 +63,7 @@ impl View {
             started_at: vm.started_at,
             accelerator: vm.accelerator.clone(),
             launched: false,
+            has_tools: vm.has_tools(),
         }
     }
 
@@ -89,6 +96,10 @@ impl View {
                 self.leftovers = Leftovers::default();
                 Machine::Absent
             }
+            Effect::Installed => {
+                self.has_tools = true;
+                self.observed.machine
+            }
         };
         if machine != self.observed.machine {
             self.observed = Observed { machine, since: now, ..self.observed };
@@ -101,12 +112,15 @@ impl View {
     }
 
     /// Puts what is known into the record.
-    pub(crate) fn write_to(&self, vm: &mut Vm) {
+    pub(crate) fn write_to(&self, vm: &mut Vm, now: Timestamp) {
         vm.observed = self.observed;
         vm.started_at = self.started_at;
         vm.accelerator.clone_from(&self.accelerator);
         if self.launched {
             vm.restarts.due = None;
+        }
+        if self.has_tools && !vm.has_tools() {
+            vm.set_tools_installed(now);
         }
     }
 }
@@ -130,6 +144,7 @@ impl Act {
             Act::Step(Step::Remove) => (90, "removing what belongs to the VM"),
             Act::Reboot(Stop::Graceful(_)) => (30, "waiting for the guest to shut down, then starting it anew"),
             Act::Reboot(Stop::Forced) => (30, "resetting the machine"),
+            Act::Install => (50, "waiting for the guest to install its tools"),
         };
         Progress { percent, message: message.to_owned() }
     }
@@ -140,6 +155,7 @@ impl Act {
             Act::Step(Step::Define | Step::Clear) => 60,
             Act::Step(Step::Launch | Step::Remove) => 120,
             Act::Step(Step::Pause | Step::Resume) => 30,
+            Act::Install => 1800,
             Act::Step(Step::Shutdown(stop)) | Act::Reboot(stop) => {
                 let grace = match stop {
                     Stop::Graceful(grace) => grace,
@@ -152,13 +168,14 @@ impl Act {
     }
 }
 
-/// Carries out one act. Dropping the future is safe: what is half-done is on record.
+/// Carries out one act; `told` is where a long one says how far it is. Dropping the future is safe: what is half-done is on record.
 pub(crate) async fn perform(
     inner: &Inner,
     backend: &dyn Backend,
     vm: &Vm,
     resources: &[Resource],
     act: Act,
+    told: &watch::Sender<Progress>,
 ) -> Result<Effect, BackendError> {
     let journal = StoreJournal { store: inner.store.clone(), vm: vm.id };
     let definition = || Definition { id: vm.id, name: vm.name.clone(), spec: vm.spec.clone() };
@@ -175,6 +192,7 @@ pub(crate) async fn perform(
         Act::Step(Step::Clear) => backend.clear(vm.id, resources, &journal).await.map(|()| Effect::Cleared),
         Act::Step(Step::Remove) => backend.delete(vm.id, resources, &journal).await.map(|()| Effect::Removed),
         Act::Reboot(stop) => backend.reboot(vm.id, stop).await.map(|()| Effect::Rebooted),
+        Act::Install => inner.seams.guests.install(vm, told).await.map(|()| Effect::Installed),
     }
 }
 

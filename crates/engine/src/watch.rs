@@ -8,6 +8,7 @@ use roost_store::{Event, StoreError};
 
 use crate::engine::{Engine, Inner};
 use crate::error::EngineError;
+use crate::executions;
 use crate::seam::stopped;
 
 /// Events given at a time.
@@ -114,6 +115,7 @@ pub(crate) async fn prune(inner: &Inner) -> Result<(), StoreError> {
                 tx.events().prune(kept).await?;
                 tx.operations().prune(before, 10_000).await?;
                 tx.idempotency().prune(before).await?;
+                executions::prune(tx, before).await?;
                 Ok::<_, StoreError>(())
             })
         })

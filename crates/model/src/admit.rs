@@ -140,6 +140,8 @@ pub fn admit_update(vm: &Vm, new: &VmSpec) -> Result<(), Refusal> {
         restart_policy: _,
         time_to_live: _,
         agent,
+        tools: _,
+        idle: _,
     } = new;
     let old = &vm.spec;
     let changed = [
@@ -151,11 +153,12 @@ pub fn admit_update(vm: &Vm, new: &VmSpec) -> Result<(), Refusal> {
         ("console", *console != old.console),
         ("machine", *machine != old.machine),
         ("accelerator", *accelerator != old.accelerator),
-        ("agent", *agent != old.agent),
+        ("agent.channel", agent.channel != old.agent.channel),
     ];
     match changed.iter().find(|(_, changed)| *changed) {
         Some((field, _)) => Err(Invalid::new(format!("config.{field}"), "", "changes only while the VM is shut down")
-            .permit(["metadata, restart_policy and time_to_live_seconds while it runs"])
+            .permit(["metadata, restart_policy, time_to_live_seconds, idle_timeout_seconds, tools and agent (but its channel) \
+                     while it runs"])
             .into()),
         None => Ok(()),
     }

@@ -74,6 +74,12 @@ pub enum Refusal {
     /// No such operation.
     #[error("there is no operation {0:?}")]
     OperationNotFound(String),
+    /// No such execution.
+    #[error("there is no execution {0:?}")]
+    ExecutionNotFound(String),
+    /// No such job.
+    #[error("there is no job {0:?}")]
+    JobNotFound(String),
     /// The name belongs to another VM of the project.
     #[error("a VM named {name:?} exists already ({vm_id})")]
     NameTaken { name: String, vm_id: VmId },
@@ -119,6 +125,8 @@ impl Refusal {
             Refusal::Invalid(_) => "INVALID_FIELD",
             Refusal::VmNotFound(_) => "VM_NOT_FOUND",
             Refusal::OperationNotFound(_) => "OPERATION_NOT_FOUND",
+            Refusal::ExecutionNotFound(_) => "EXECUTION_NOT_FOUND",
+            Refusal::JobNotFound(_) => "JOB_NOT_FOUND",
             Refusal::NameTaken { .. } => "NAME_TAKEN",
             Refusal::IdTaken(_) => "ID_TAKEN",
             Refusal::WrongState { .. } => "WRONG_STATE",

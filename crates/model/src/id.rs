@@ -92,6 +92,14 @@ id!(
     LaunchId, "launch"
 );
 id!(
+    /// One thing done inside a guest.
+    ExecutionId, "exec"
+);
+id!(
+    /// Several commands inside a guest, one after the other.
+    JobId, "job"
+);
+id!(
     /// A host that runs VMs.
     NodeId, "node"
 );
@@ -108,7 +116,9 @@ impl ProjectId {
 /// Whether the text reads as an ID of any noun; names may not.
 pub fn looks_like_id(text: &str) -> bool {
     let bare = match text.split_once('_') {
-        Some(("vm" | "op" | "launch" | "node" | "project" | "img" | "vol" | "net" | "snap", rest)) => rest,
+        Some(("vm" | "op" | "exec" | "job" | "launch" | "node" | "project" | "img" | "vol" | "net" | "snap", rest)) => {
+            rest
+        }
         _ => text,
     };
     bare.len() == 36 && Uuid::try_parse(bare).is_ok()

@@ -15,6 +15,7 @@
 pub mod admit;
 pub mod capability;
 pub mod error;
+pub mod execution;
 pub mod id;
 pub mod name;
 pub mod observe;
@@ -30,7 +31,8 @@ pub mod vm;
 
 pub use capability::{Capabilities, Capability};
 pub use error::{Invalid, Refusal};
-pub use id::{LaunchId, NodeId, OperationId, ProjectId, VmId};
+pub use execution::{Execution, ExecutionStatus, Job};
+pub use id::{ExecutionId, JobId, LaunchId, NodeId, OperationId, ProjectId, VmId};
 pub use name::{BackendName, VmName};
 pub use operation::{Operation, OperationKind, Priority, Status};
 pub use resource::{Resource, ResourceKind};

@@ -4,9 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ProjectId, VmId};
 use crate::name::{BackendName, VmName};
-use crate::spec::VmSpec;
+use crate::spec::{IdleAction, VmSpec};
 use crate::state::{Desired, Machine, Observed, Power, VmState, phase};
 use crate::time::Timestamp;
+
+/// The condition that tells of a guest's tools; its message names them.
+const TOOLS_INSTALLED: &str = "ToolsInstalled";
 
 /// One VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -111,6 +114,33 @@ impl Vm {
                 true
             }
         }
+    }
+
+    /// Gives it another spec.
+    pub fn set_spec(&mut self, spec: &VmSpec) {
+        if self.spec.tools != spec.tools {
+            self.conditions.retain(|c| c.kind != TOOLS_INSTALLED);
+        }
+        self.generation += u64::from(self.spec != *spec);
+        self.spec.clone_from(spec);
+    }
+
+    /// Whether what its spec wants installed in the guest is there.
+    pub fn has_tools(&self) -> bool {
+        self.spec.tools.is_empty() || self.conditions.iter().any(|c| c.kind == TOOLS_INSTALLED && c.status)
+    }
+
+    /// Remembers that it is.
+    pub fn set_tools_installed(&mut self, now: Timestamp) {
+        let names: Vec<_> = self.spec.tools.iter().map(|tool| tool.name.to_string()).collect();
+        self.set_condition(TOOLS_INSTALLED, true, "INSTALLED", &names.join(", "), now);
+    }
+
+    /// Whether nothing was done in it for longer than its spec allows. `active`: when something last was.
+    pub fn idle_for_too_long(&self, active: Timestamp, now: Timestamp) -> Option<IdleAction> {
+        let idle = self.spec.idle.filter(|_| !self.desired.deleted && self.observed.machine == Machine::Running)?;
+        let since = self.started_at.map_or(active, |started| started.max(active));
+        (since.after(idle.timeout) <= now).then_some(idle.action)
     }
 
     /// Whether its time to live is over.

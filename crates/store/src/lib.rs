@@ -22,6 +22,7 @@ pub use error::StoreError;
 pub use migration::SCHEMA_VERSION;
 pub use store::Store;
 pub use table::events::{Event, NewEvent};
+pub use table::executions::ExecutionFilter;
 pub use table::idempotency::IdempotencyRecord;
 pub use table::nodes::NodeRecord;
 pub use table::operations::OperationFilter;

@@ -3,7 +3,7 @@
 use sea_orm_migration::prelude::*;
 
 /// How many steps this program knows.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;
 
 pub(crate) struct Migrator;
 
@@ -13,6 +13,7 @@ impl MigratorTrait for Migrator {
         vec![
             Box::new(Step { name: "m0001_first_vm", statements: FIRST }),
             Box::new(Step { name: "m0002_no_outbox", statements: NO_OUTBOX }),
+            Box::new(Step { name: "m0003_executions", statements: EXECUTIONS }),
         ]
     }
 }
@@ -141,4 +142,34 @@ const NO_OUTBOX: &[&str] = &[
             project_id, at, kind, vm_id, operation_id, data
         FROM outbox",
     "DROP TABLE outbox",
+];
+
+/// They outlive their VMs: they are the record of what was done.
+const EXECUTIONS: &[&str] = &[
+    "CREATE TABLE executions (
+        id TEXT NOT NULL PRIMARY KEY,
+        project_id TEXT NOT NULL,
+        vm_id TEXT NOT NULL,
+        job_id TEXT,
+        kind TEXT NOT NULL,
+        status TEXT NOT NULL,
+        started_at BIGINT NOT NULL,
+        finished_at BIGINT,
+        record TEXT NOT NULL
+    )",
+    "CREATE INDEX executions_by_vm ON executions (vm_id, id)",
+    "CREATE INDEX executions_by_job ON executions (job_id, id) WHERE job_id IS NOT NULL",
+    "CREATE INDEX executions_open ON executions (id) WHERE finished_at IS NULL",
+    "CREATE INDEX executions_by_age ON executions (finished_at) WHERE finished_at IS NOT NULL",
+    "CREATE TABLE jobs (
+        id TEXT NOT NULL PRIMARY KEY,
+        project_id TEXT NOT NULL,
+        vm_id TEXT NOT NULL,
+        status TEXT NOT NULL,
+        finished_at BIGINT,
+        record TEXT NOT NULL
+    )",
+    "CREATE INDEX jobs_by_vm ON jobs (vm_id, id)",
+    "CREATE INDEX jobs_open ON jobs (id) WHERE finished_at IS NULL",
+    "CREATE INDEX jobs_by_age ON jobs (finished_at) WHERE finished_at IS NOT NULL",
 ];

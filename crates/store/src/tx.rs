@@ -12,7 +12,7 @@ use sea_orm::{
 use crate::error::{StoreError, leaves_the_transaction};
 use crate::sql::execute;
 use crate::table::events::NewEvent;
-use crate::table::{events, idempotency, nodes, operations, resources, vms};
+use crate::table::{events, executions, idempotency, jobs, nodes, operations, resources, vms};
 
 /// A transaction. Its accessors give one view per table.
 #[derive(Debug)]
@@ -189,6 +189,16 @@ impl Tx {
     /// Events with positions.
     pub fn events(&self) -> events::Events<'_> {
         events::Events(self)
+    }
+
+    /// Executions.
+    pub fn executions(&self) -> executions::Executions<'_> {
+        executions::Executions(self)
+    }
+
+    /// Jobs.
+    pub fn jobs(&self) -> jobs::Jobs<'_> {
+        jobs::Jobs(self)
     }
 
     /// Idempotency keys.

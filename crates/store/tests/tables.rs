@@ -9,11 +9,13 @@ use std::path::Path;
 use fixture::{NOW, event, operation, operation_id, resource, settled, vm, vm_id};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use roost_model::execution::{ExecutionKind, Outcome, Output};
 use roost_model::operation::Goal;
 use roost_model::{
-    Machine, NodeId, Operation, OperationKind, Power, ProjectId, ResourceKind, Status, Timestamp, Vm, VmState,
+    Execution, ExecutionId, ExecutionStatus, Job, JobId, Machine, NodeId, Operation, OperationKind, Power, ProjectId,
+    ResourceKind, Status, Timestamp, Vm, VmState,
 };
-use roost_store::{IdempotencyRecord, NodeRecord, OperationFilter, Store, StoreError, Tx, VmFilter};
+use roost_store::{ExecutionFilter, IdempotencyRecord, NodeRecord, OperationFilter, Store, StoreError, Tx, VmFilter};
 use sea_orm::sqlx::sqlite::SqliteConnectOptions;
 use sea_orm::sqlx::{self, ConnectOptions, Connection};
 use tempfile::TempDir;
@@ -484,4 +486,121 @@ fn a_row_that_cannot_be_read_is_named() {
     db.behind("UPDATE nodes SET id = 'somewhere'");
     let node = db.write(|tx| Box::pin(async move { tx.nodes().this_node().await })).unwrap_err();
     named(node, "nodes", "somewhere".to_owned());
+}
+
+fn execution(n: u64) -> Execution {
+    Execution {
+        id: ExecutionId::from_parts(1_700_000_000_000 + n, [9; 10]),
+        project: ProjectId::DEFAULT,
+        vm: vm_id(n % 2),
+        job: (n >= 4).then(|| JobId::from_parts(1, [1; 10])),
+        kind: if n == 3 { ExecutionKind::File } else { ExecutionKind::Exec },
+        command: "/bin/true".to_owned(),
+        args: vec![n.to_string()],
+        env_names: vec!["TOKEN".to_owned()],
+        status: ExecutionStatus::Running,
+        exit_code: None,
+        signal: None,
+        stdout: Output::default(),
+        stderr: Output::default(),
+        error: None,
+        daemon_epoch: 1,
+        started_at: NOW,
+        finished_at: None,
+    }
+}
+
+#[test]
+fn executions_are_found_by_what_they_are_and_open_until_they_end() {
+    let db = Tables::new();
+    let last = db
+        .write(|tx| {
+            Box::pin(async move {
+                for n in 0..6 {
+                    tx.executions().insert(&execution(n)).await?;
+                }
+                let mut last = execution(5);
+                let exited = Outcome {
+                    status: ExecutionStatus::Failed,
+                    exit_code: Some(3),
+                    signal: None,
+                    stdout: Output::kept("out", false),
+                    stderr: Output::default(),
+                    error: None,
+                };
+                last.finish(exited, NOW.after(std::time::Duration::from_millis(1500)));
+                tx.executions().update(&last).await?;
+                Ok(last)
+            })
+        })
+        .unwrap();
+    assert_eq!(last.duration_ms(), Some(1500));
+    let page = |filter: ExecutionFilter, after: Option<u64>, limit: usize| -> Vec<u64> {
+        let found = db
+            .write(move |tx| {
+                let filter = filter.clone();
+                let after = after.map(|n| execution(n).id);
+                Box::pin(async move { tx.executions().page(&filter, after, limit).await })
+            })
+            .unwrap();
+        found.iter().map(|e| (0..6).find(|n| execution(*n).id == e.id).expect("one of ours")).collect()
+    };
+    let all = ExecutionFilter::default;
+    assert_eq!(page(all(), None, 10), [5, 4, 3, 2, 1, 0], "newest first");
+    assert_eq!(page(all(), Some(3), 2), [2, 1]);
+    assert_eq!(page(ExecutionFilter { vm: Some(vm_id(1)), ..all() }, None, 10), [5, 3, 1]);
+    assert_eq!(page(ExecutionFilter { job: execution(4).job, ..all() }, None, 10), [5, 4]);
+    assert_eq!(page(ExecutionFilter { kinds: vec![ExecutionKind::File], ..all() }, None, 10), [3]);
+    let ended = ExecutionFilter { statuses: vec![ExecutionStatus::Failed, ExecutionStatus::Unknown], ..all() };
+    assert_eq!(page(ended, None, 10), [5]);
+    db.write(move |tx| {
+        let last = last.clone();
+        Box::pin(async move {
+            assert_eq!(tx.executions().open().await?.len(), 5);
+            assert_eq!(tx.executions().get(last.id).await?, Some(last.clone()));
+            assert_eq!(tx.executions().prune(NOW, 10).await?, 0, "what is open stays");
+            assert_eq!(tx.executions().prune(NOW.after(std::time::Duration::from_secs(2)), 10).await?, 1);
+            assert_eq!(tx.executions().get(last.id).await?, None);
+            let refused = tx.executions().update(&last).await.unwrap_err();
+            assert!(matches!(refused, StoreError::Conflict { .. }), "{refused}");
+            Ok(())
+        })
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_job_is_replaced_by_what_became_of_it() {
+    let db = Tables::new();
+    let job = |n: u64| Job {
+        id: JobId::from_parts(1_700_000_000_000 + n, [9; 10]),
+        project: ProjectId::DEFAULT,
+        vm: vm_id(1),
+        name: format!("job-{n}"),
+        commands: Vec::new(),
+        stop_on_error: true,
+        status: ExecutionStatus::Running,
+        executions: Vec::new(),
+        daemon_epoch: 1,
+        created_at: NOW,
+        finished_at: None,
+    };
+    db.write(move |tx| {
+        Box::pin(async move {
+            for n in 0..3 {
+                tx.jobs().put(&job(n)).await?;
+            }
+            let done = Job { status: ExecutionStatus::Succeeded, finished_at: Some(NOW), ..job(1) };
+            tx.jobs().put(&done).await?;
+            assert_eq!(tx.jobs().get(done.id).await?, Some(done.clone()));
+            let names = |jobs: Vec<Job>| jobs.into_iter().map(|j| j.name).collect::<Vec<_>>();
+            assert_eq!(names(tx.jobs().open().await?), ["job-0", "job-2"]);
+            assert_eq!(names(tx.jobs().page(ProjectId::DEFAULT, vm_id(1), None, 2).await?), ["job-2", "job-1"]);
+            assert_eq!(names(tx.jobs().page(ProjectId::DEFAULT, vm_id(1), Some(done.id), 2).await?), ["job-0"]);
+            assert!(tx.jobs().page(ProjectId::DEFAULT, vm_id(2), None, 2).await?.is_empty());
+            assert_eq!(tx.jobs().prune(NOW.after(std::time::Duration::from_secs(1)), 10).await?, 1);
+            Ok(())
+        })
+    })
+    .unwrap();
 }

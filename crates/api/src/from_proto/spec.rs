@@ -5,8 +5,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use roost_model::spec::{
-    AbsolutePath, Accelerator, Agent, Backing, Boot, Bus, Console, Cpu, Device, Disk, DiskFormat, Forward, MacAddress,
-    Memory, Nic, NicKind, Protocol, RestartMode, RestartPolicy, Topology,
+    AbsolutePath, Accelerator, Agent, Backing, Boot, Bus, Console, Cpu, Device, Disk, DiskFormat, Forward, Idle,
+    IdleAction, MacAddress, Memory, Nic, NicKind, Protocol, RestartMode, RestartPolicy, Tool, Topology,
 };
 use roost_model::{Bytes, Invalid, VmSpec};
 
@@ -28,6 +28,9 @@ pub fn spec(config: v1::VmConfig) -> Result<VmSpec, Invalid> {
         machine,
         accelerator,
         agent: guest_agent,
+        tools: wanted,
+        idle_timeout_seconds,
+        idle_action,
         __buffa_unknown_fields: unknown,
     } = config;
     no_unknown(&unknown)?;
@@ -58,6 +61,8 @@ pub fn spec(config: v1::VmConfig) -> Result<VmSpec, Invalid> {
         machine: word(machine, "machine")?,
         accelerator: word(accelerator, "accelerator")?.unwrap_or(Accelerator::Auto),
         agent: agent(guest_agent.into_option().unwrap_or_default()).map_err(|e| e.under("agent"))?,
+        tools: tools(wanted)?,
+        idle: idle(idle_timeout_seconds, idle_action)?,
     };
     spec.check()?;
     Ok(spec)
@@ -264,9 +269,50 @@ fn console(console: v1::ConsoleConfig) -> Result<Console, Invalid> {
 }
 
 fn agent(agent: v1::AgentConfig) -> Result<Agent, Invalid> {
-    let v1::AgentConfig { channel, __buffa_unknown_fields: unknown } = agent;
+    let v1::AgentConfig {
+        channel,
+        allow_exec,
+        file_roots,
+        exec_user,
+        metrics_interval_seconds,
+        __buffa_unknown_fields: unknown,
+    } = agent;
     no_unknown(&unknown)?;
-    Ok(Agent { channel: word(channel, "channel")?.unwrap_or_default() })
+    let roots = file_roots.into_iter().enumerate().map(|(i, root)| {
+        let at = format!("file_roots[{i}]");
+        path(root, &at)?.ok_or_else(|| Invalid::new(&at, "", "is empty").permit(["an absolute path in the guest"]))
+    });
+    Ok(Agent {
+        channel: word(channel, "channel")?.unwrap_or_default(),
+        allow_exec,
+        file_roots: roots.collect::<Result<_, _>>()?,
+        exec_user: word(exec_user, "exec_user")?,
+        metrics_interval: match metrics_interval_seconds {
+            0 => Agent::default().metrics_interval,
+            seconds => Duration::from_secs(seconds.into()),
+        },
+    })
+}
+
+fn tools(wanted: Vec<v1::Tool>) -> Result<Vec<Tool>, Invalid> {
+    let tool = |tool: v1::Tool| {
+        let v1::Tool { name, version, script, __buffa_unknown_fields: unknown } = tool;
+        no_unknown(&unknown)?;
+        Ok(Tool { name: name.parse()?, version: word(version, "version")?, script: given(script) })
+    };
+    let numbered = wanted.into_iter().enumerate();
+    numbered.map(|(i, wanted)| tool(wanted).map_err(|e: Invalid| e.under(&format!("tools[{i}]")))).collect()
+}
+
+fn idle(timeout_seconds: u64, action: String) -> Result<Option<Idle>, Invalid> {
+    let action: Option<IdleAction> = word(action, "idle_action")?;
+    match (timeout_seconds, action) {
+        (0, None) => Ok(None),
+        (0, Some(action)) => Err(Invalid::new("idle_action", action, "needs idle_timeout_seconds")),
+        (seconds, action) => {
+            Ok(Some(Idle { timeout: Duration::from_secs(seconds), action: action.unwrap_or_default() }))
+        }
+    }
 }
 
 fn restart_policy(policy: v1::RestartPolicy) -> Result<RestartPolicy, Invalid> {

@@ -3,7 +3,8 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use roost_model::spec::{
     AbsolutePath, Accelerator, Agent, AgentChannel, Backing, Boot, Bus, Console, Cpu, Device, Disk, DiskFormat,
-    Forward, MacAddress, MachineType, Memory, Nic, NicKind, Protocol, RestartMode, RestartPolicy, Topology,
+    Forward, Idle, IdleAction, MacAddress, MachineType, Memory, Nic, NicKind, Protocol, RestartMode, RestartPolicy,
+    Tool, Topology,
 };
 use roost_model::{Bytes, Timestamp};
 use serde_json::json;
@@ -314,7 +315,36 @@ fn policy() -> impl Strategy<Value = RestartPolicy> {
 
 fn agent() -> impl Strategy<Value = Agent> {
     let channel = prop_oneof![Just(AgentChannel::Auto), Just(AgentChannel::On), Just(AgentChannel::Off)];
-    channel.prop_map(|channel| Agent { channel })
+    let user = proptest::option::of("[a-z_][a-z0-9_-]{0,8}");
+    (channel, any::<bool>(), vec(path(), 0..3), user, 1u64..3600).prop_map(
+        |(channel, allow_exec, file_roots, user, interval)| Agent {
+            channel,
+            allow_exec,
+            file_roots,
+            exec_user: user.map(|user| user.parse().expect("a user's name")),
+            metrics_interval: Duration::from_secs(interval),
+        },
+    )
+}
+
+fn tool() -> impl Strategy<Value = Tool> {
+    let how = prop_oneof![
+        Just((None, None)),
+        "[0-9][0-9.]{0,6}".prop_map(|version| (Some(version.parse().expect("a version")), None)),
+        "[ -~]{1,40}".prop_map(|script| (None, Some(script))),
+    ];
+    ("[a-z][a-z0-9+-]{0,8}", how).prop_map(|(name, (version, script))| Tool {
+        name: name.parse().expect("a tool's name"),
+        version,
+        script,
+    })
+}
+
+fn idle() -> impl Strategy<Value = Option<Idle>> {
+    let action = prop_oneof![Just(IdleAction::Stop), Just(IdleAction::Delete)];
+    proptest::option::of(
+        (10u64..100_000, action).prop_map(|(s, action)| Idle { timeout: Duration::from_secs(s), action }),
+    )
 }
 
 prop_compose! {
@@ -330,7 +360,7 @@ prop_compose! {
         restart_policy in policy(),
         machine in proptest::option::of(prop_oneof![Just(MachineType::Q35), Just(MachineType::Microvm)]),
         accelerator in prop_oneof![Just(Accelerator::Auto), Just(Accelerator::Kvm), Just(Accelerator::Tcg)],
-        agent in agent(),
+        (agent, tools, idle) in (agent(), vec(tool(), 0..3), idle()),
     ) -> VmSpec {
         let mut ids = ids.into_iter();
         for (i, disk) in storage.iter_mut().enumerate() {
@@ -356,7 +386,7 @@ prop_compose! {
             console: Console { enabled },
             metadata, restart_policy,
             time_to_live: ttl.map(Duration::from_secs),
-            machine, accelerator, agent,
+            machine, accelerator, agent, tools, idle,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use roost_client::v1::restart_policy::Mode;
-use roost_client::v1::{NetworkInterface, PortForward, RestartPolicy, StorageDevice, VmConfig};
+use roost_client::v1::{NetworkInterface, PortForward, RestartPolicy, StorageDevice, Tool, VmConfig};
 
 use super::disk::{absolute, cdrom, disk};
 use super::network::{Net, interfaces, net, publish};
@@ -60,6 +60,24 @@ pub(crate) struct ConfigFlags {
     /// The channel to the guest agent: auto, on or off
     #[arg(long, value_name = "CHANNEL")]
     agent: Option<String>,
+    /// Permit to run programs in the guest (roost exec)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    allow_exec: Option<bool>,
+    /// A directory of the guest within which files may be read and written (roost cp) (repeatable)
+    #[arg(long = "file-root", value_name = "DIR", value_parser = absolute)]
+    file_roots: Vec<String>,
+    /// The guest's user that programs run as
+    #[arg(long, value_name = "USER")]
+    exec_user: Option<String>,
+    /// How often the agent reports metrics, e.g. 5s [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = whole_seconds)]
+    metrics_interval: Option<u32>,
+    /// A package to install as part of the creation: NAME or NAME=VERSION (repeatable)
+    #[arg(long = "tool", value_name = "TOOL", value_parser = tool)]
+    tools: Vec<Tool>,
+    /// Stop or delete the VM when nothing was done in it for so long, e.g. 30m or 30m:delete
+    #[arg(long, value_name = "DURATION[:ACTION]", value_parser = idle)]
+    idle_timeout: Option<(u32, String)>,
 }
 
 /// Of a VM that is made from flags and does not say.
@@ -84,12 +102,23 @@ impl ConfigFlags {
             restart,
             ttl,
             agent,
+            allow_exec,
+            file_roots,
+            exec_user,
+            metrics_interval,
+            tools,
+            idle_timeout,
         } = self;
-        [kernel, initrd, kernel_args, machine, accelerator, agent].iter().any(|o| o.is_some())
+        [kernel, initrd, kernel_args, machine, accelerator, agent, exec_user].iter().any(|o| o.is_some())
             || memory.is_some()
             || cpus.is_some()
             || restart.is_some()
             || ttl.is_some()
+            || allow_exec.is_some()
+            || metrics_interval.is_some()
+            || idle_timeout.is_some()
+            || !tools.is_empty()
+            || !file_roots.is_empty()
             || [disks, cdroms].iter().any(|l| !l.is_empty())
             || !nets.is_empty()
             || !publish.is_empty()
@@ -147,10 +176,35 @@ impl ConfigFlags {
         if let Some(seconds) = self.ttl {
             config.time_to_live_seconds = seconds.into();
         }
-        if self.agent.is_some() {
-            replace(&mut config.agent.get_or_insert_default().channel, &self.agent);
+        if let Some((seconds, action)) = &self.idle_timeout {
+            config.idle_timeout_seconds = (*seconds).into();
+            config.idle_action.clone_from(action);
         }
+        if !self.tools.is_empty() {
+            config.tools.clone_from(&self.tools);
+        }
+        self.apply_agent(config);
         Ok(())
+    }
+
+    fn apply_agent(&self, config: &mut VmConfig) {
+        let Self { agent: channel, allow_exec, file_roots, exec_user, metrics_interval, .. } = self;
+        let given = channel.is_some() || exec_user.is_some() || allow_exec.is_some() || metrics_interval.is_some();
+        if !given && file_roots.is_empty() {
+            return;
+        }
+        let agent = config.agent.get_or_insert_default();
+        replace(&mut agent.channel, channel);
+        replace(&mut agent.exec_user, exec_user);
+        if let Some(allow) = allow_exec {
+            agent.allow_exec = *allow;
+        }
+        if !file_roots.is_empty() {
+            agent.file_roots.clone_from(file_roots);
+        }
+        if let Some(seconds) = metrics_interval {
+            agent.metrics_interval_seconds = *seconds;
+        }
     }
 }
 
@@ -173,6 +227,22 @@ fn publish_on(config: &mut VmConfig, ports: &[PortForward]) -> Result<(), Failur
             "add --net user; on a TAP the guest is reached by its own address",
         )),
     }
+}
+
+fn tool(text: &str) -> Result<Tool, String> {
+    let (name, version) = text.split_once('=').unwrap_or((text, ""));
+    if name.is_empty() {
+        return Err("NAME or NAME=VERSION is permitted".to_owned());
+    }
+    Ok(Tool { name: name.to_owned(), version: version.to_owned(), ..Default::default() })
+}
+
+fn idle(text: &str) -> Result<(u32, String), String> {
+    let (duration, action) = text.split_once(':').unwrap_or((text, ""));
+    if !["", "stop", "delete"].contains(&action) {
+        return Err(format!("{action:?} is not an action; permitted: stop, delete"));
+    }
+    Ok((whole_seconds(duration)?, action.to_owned()))
 }
 
 fn restart(text: &str) -> Result<RestartPolicy, String> {

@@ -17,6 +17,8 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
+use crate::wiring::Daemon;
+
 /// How much of the log a caller gets that does not say.
 const DEFAULT_TAIL: u64 = 64 << 10;
 /// The most of it that anybody gets at once.
@@ -57,7 +59,7 @@ pub(super) async fn log(
 
 /// A live line: the first message names the VM, and every message may carry keystrokes.
 pub(super) async fn attach(
-    engine: &Engine,
+    Daemon { engine, guests, .. }: &Daemon,
     mut requests: InboundStream<v1::AttachConsoleRequest>,
 ) -> Result<impl Stream<Item = Bytes> + Send + use<>, ConnectError> {
     let first = requests.next().await.ok_or_else(|| {
@@ -71,11 +73,12 @@ pub(super) async fn attach(
     let socket = endpoint.socket.ok_or_else(|| nobody(&vm))?;
     let (from_guest, to_guest) = connect(&socket).map_err(|e| unreachable_console(&e))?.into_split();
     let (send, receive) = mpsc::channel(16);
+    let (guests, vm) = (guests.clone(), vm.id);
     tokio::spawn(async move {
         // Whichever side ends first ends the line.
         tokio::select! {
             () = pump_out(from_guest, send) => {}
-            () = pump_in(requests, first.data.to_vec(), to_guest) => {}
+            () = pump_in(requests, first.data.to_vec(), to_guest, || guests.touch(vm)) => {}
         }
     });
     Ok(stream_of(receive))
@@ -95,11 +98,19 @@ async fn pump_out(mut from_guest: OwnedReadHalf, send: mpsc::Sender<Bytes>) {
     }
 }
 
-async fn pump_in(mut requests: InboundStream<v1::AttachConsoleRequest>, first: Vec<u8>, mut to_guest: OwnedWriteHalf) {
+/// `touched` hears of every message: there is somebody.
+async fn pump_in(
+    mut requests: InboundStream<v1::AttachConsoleRequest>,
+    first: Vec<u8>,
+    mut to_guest: OwnedWriteHalf,
+    touched: impl Fn(),
+) {
+    touched();
     if to_guest.write_all(&first).await.is_err() {
         return;
     }
     while let Some(Ok(request)) = requests.next().await {
+        touched();
         if to_guest.write_all(&request.to_owned_message().data).await.is_err() {
             return;
         }

@@ -3,6 +3,7 @@
 
 mod console;
 mod failure;
+mod guest;
 mod listener;
 mod operation;
 mod system;
@@ -15,7 +16,9 @@ use std::time::Duration;
 use anyhow::Context;
 use connectrpc::{ConnectRpcService, DeadlinePolicy, Limits, Router};
 use roost_api::from_proto::LONGEST_WAIT;
-use roost_api::vmm::v1::{OPERATION_SERVICE_SERVICE_NAME, SYSTEM_SERVICE_SERVICE_NAME, VM_SERVICE_SERVICE_NAME};
+use roost_api::vmm::v1::{
+    GUEST_SERVICE_SERVICE_NAME, OPERATION_SERVICE_SERVICE_NAME, SYSTEM_SERVICE_SERVICE_NAME, VM_SERVICE_SERVICE_NAME,
+};
 
 pub(crate) use listener::{Listener, serve};
 
@@ -30,9 +33,15 @@ const BEYOND_A_WAIT: Duration = Duration::from_secs(100);
 pub(crate) fn router(daemon: &Arc<Daemon>) -> anyhow::Result<axum::Router> {
     let router = Router::new()
         .add_service(Arc::new(vm::Vms(Arc::clone(daemon))))
+        .add_service(Arc::new(guest::GuestCalls(Arc::clone(daemon))))
         .add_service(Arc::new(operation::Operations(Arc::clone(daemon))))
         .add_service(Arc::new(system::System(Arc::clone(daemon))));
-    let services = [VM_SERVICE_SERVICE_NAME, OPERATION_SERVICE_SERVICE_NAME, SYSTEM_SERVICE_SERVICE_NAME];
+    let services = [
+        VM_SERVICE_SERVICE_NAME,
+        GUEST_SERVICE_SERVICE_NAME,
+        OPERATION_SERVICE_SERVICE_NAME,
+        SYSTEM_SERVICE_SERVICE_NAME,
+    ];
     let (router, _health) = connectrpc_health::install_static(router, services);
     let reflector = connectrpc_reflection::Reflector::from_descriptor_set_bytes(roost_api::DESCRIPTOR_SET)
         .context("the API's own descriptors cannot be read")?;

@@ -235,7 +235,7 @@ impl v1::VmService for Vms {
         _context: RequestContext,
         requests: InboundStream<v1::AttachConsoleRequest>,
     ) -> ServiceResult<ServiceStream<v1::AttachConsoleResponse>> {
-        let stream = console::attach(&self.0.engine, requests).await?;
+        let stream = console::attach(&self.0, requests).await?;
         Response::stream_ok(
             stream.map(|data| data.map(|data| v1::AttachConsoleResponse { data, ..Default::default() })),
         )

@@ -8,5 +8,6 @@
 
 mod chaos;
 mod executor;
+mod guests;
 mod lifecycle;
 mod world;

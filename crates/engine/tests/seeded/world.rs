@@ -1,6 +1,7 @@
 //! A daemon of tests: engine, store and simulated host in one seeded world. The host and the
 //! database outlive the engine, as they do in life.
 
+use crate::guests::Guests;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,7 @@ pub struct Lab {
     pub world: World,
     pub host: Arc<SimHost>,
     pub faults: Faults,
+    pub guests: Arc<Guests>,
     database: PathBuf,
     _dir: Arc<TempDir>,
 }
@@ -45,7 +47,15 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let world = World::new(seed);
         let host = SimHost::new(Arc::new(world.clone()));
-        Self { host, faults: Faults::default(), database: dir.path().join("state.db"), world, _dir: Arc::new(dir) }
+        let guests = Arc::new(Guests::new(world.clone()));
+        Self {
+            host,
+            faults: Faults::default(),
+            guests,
+            database: dir.path().join("state.db"),
+            world,
+            _dir: Arc::new(dir),
+        }
     }
 
     /// Starts an engine over what is there. Outside `World::run`: the store drives itself.
@@ -60,6 +70,7 @@ impl Lab {
             rng: Arc::new(self.world.clone()),
             spawner: Arc::new(self.world.clone()),
             dispatch: Arc::new(LocalDispatch::default()),
+            guests: Arc::<Guests>::clone(&self.guests),
             ids: Arc::default(),
         };
         let settings = EngineConfig { default_backend: "sim".parse().unwrap(), ..EngineConfig::default() };

@@ -11,19 +11,21 @@ mod memory;
 mod network;
 mod restart;
 mod storage;
+pub mod tools;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use agent::{Agent, AgentChannel};
+pub use agent::{Agent, AgentChannel, GuestUser, Idle, IdleAction};
 pub use boot::{AbsolutePath, Boot, KernelArgs};
 pub use cpu::{Cpu, CpuFeature, CpuModel, Topology};
 pub use memory::{Backing, Memory};
 pub use network::{Forward, MacAddress, Nic, NicKind, Protocol};
 pub use restart::{RestartMode, RestartPolicy};
 pub use storage::{Bus, Device, Disk, DiskFormat};
+pub use tools::{Tool, ToolName, ToolVersion};
 
 use crate::capability::Capability;
 use crate::error::Invalid;
@@ -57,6 +59,12 @@ pub struct VmSpec {
     /// The guest agent.
     #[serde(default)]
     pub agent: Agent,
+    /// What is installed in the guest as part of the creation, in order.
+    #[serde(default)]
+    pub tools: Vec<Tool>,
+    /// What happens when nothing is done in the VM for a while.
+    #[serde(default)]
+    pub idle: Option<Idle>,
 }
 
 /// The serial console.
@@ -140,6 +148,8 @@ impl VmSpec {
             machine: None,
             accelerator: Accelerator::Auto,
             agent: Agent::default(),
+            tools: Vec::new(),
+            idle: None,
         }
     }
 
@@ -151,6 +161,11 @@ impl VmSpec {
         self.check_boot()?;
         self.restart_policy.check().map_err(|e| e.under("restart_policy"))?;
         self.check_metadata()?;
+        self.agent.check().map_err(|e| e.under("agent"))?;
+        self.check_tools()?;
+        if let Some(idle) = self.idle {
+            idle.check()?;
+        }
         if let Some(ttl) = self.time_to_live
             && !(1..=10 * 365 * 86_400).contains(&ttl.as_secs())
         {
@@ -175,7 +190,7 @@ impl VmSpec {
         if self.console.enabled {
             needs.insert(Capability::SerialConsole);
         }
-        if self.agent.channel == AgentChannel::On {
+        if self.agent.channel == AgentChannel::On || !self.tools.is_empty() {
             needs.insert(Capability::AgentChannel);
         }
         needs
@@ -244,6 +259,25 @@ impl VmSpec {
             }
             if !seen.insert(id) {
                 return Err(Invalid::new(at, id, "is listed twice"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_tools(&self) -> Result<(), Invalid> {
+        if self.tools.len() > 64 {
+            return Err(Invalid::new("tools", self.tools.len(), "has too many entries").permit(["at most 64"]));
+        }
+        if !self.tools.is_empty() && self.agent.channel == AgentChannel::Off {
+            return Err(Invalid::new("tools", self.tools.len(), "needs the guest agent")
+                .permit(["agent.channel auto or on", "no tools"]));
+        }
+        let mut names = BTreeSet::new();
+        for (i, tool) in self.tools.iter().enumerate() {
+            let at = format!("tools[{i}]");
+            tool.check(self.agent.allow_exec).map_err(|e| e.under(&at))?;
+            if !names.insert(tool.name.as_str()) {
+                return Err(Invalid::new("name", &tool.name, "is listed twice").under(&at));
             }
         }
         Ok(())

@@ -1,7 +1,9 @@
 //! One file per table: its rows, and their way to the model and back.
 
 pub(crate) mod events;
+pub(crate) mod executions;
 pub(crate) mod idempotency;
+pub(crate) mod jobs;
 pub(crate) mod nodes;
 pub(crate) mod operations;
 pub(crate) mod resources;

@@ -1,4 +1,4 @@
-//! `roost vm wait`: until a VM is in a state, until its guest has written something, or both.
+//! `roost vm wait`: until a VM is in a state, its guest has written something, its agent is connected, or all of it.
 //!
 //! It follows the event stream and the console's stream; nothing polls. It gives up early when what
 //! is waited for cannot come any more: the VM is deleted, or has failed.
@@ -21,12 +21,15 @@ pub(crate) struct Wait {
     /// Name or ID
     #[arg(value_name = "VM", add = ArgValueCompleter::new(vm_names))]
     vm: String,
-    /// Until it is in this state [default: running, unless --console is given]
+    /// Until it is in this state [default: running, unless --console or --agent is given]
     #[arg(long, value_name = "STATE", value_parser = state)]
     state: Option<VmState>,
     /// Until the guest has written this to its serial console since it was last started
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     console: Option<String>,
+    /// Until the agent in the guest is connected
+    #[arg(long)]
+    agent: bool,
     /// How long to wait
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "120s")]
     timeout: Duration,
@@ -35,12 +38,13 @@ pub(crate) struct Wait {
 impl Wait {
     /// Runs the command.
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let usual = self.console.is_none().then_some(VmState::VM_STATE_RUNNING);
+        let usual = (self.console.is_none() && !self.agent).then_some(VmState::VM_STATE_RUNNING);
         let state = self.state.or(usual);
         let wanted: Vec<String> = state
             .map(|s| format!("to be {}", word_of(s)))
             .into_iter()
             .chain(self.console.as_ref().map(|text| format!("to write {text:?}")))
+            .chain(self.agent.then(|| "to have its agent connected".to_owned()))
             .collect();
         let label = format!("waiting for {} {}", self.vm, wanted.join(" and "));
         let spinner = Spinner::new(context, &label);
@@ -48,13 +52,19 @@ impl Wait {
             if let Some(state) = state {
                 self.until_state(context, state).await?;
             }
-            match &self.console {
-                Some(text) => tokio::select! {
+            if let Some(text) = &self.console {
+                tokio::select! {
                     found = self.until_written(context, text.as_bytes()) => found,
                     ended = self.until_silent(context) => Err(ended),
-                },
-                None => Ok(()),
+                }?;
             }
+            if self.agent {
+                tokio::select! {
+                    found = self.until_agent(context) => found,
+                    ended = self.until_silent(context) => Err(ended),
+                }?;
+            }
+            Ok::<(), Failure>(())
         };
         let outcome = tokio::time::timeout(self.timeout, both).await;
         drop(spinner);
@@ -64,6 +74,7 @@ impl Wait {
         })??;
         if context.for_people() {
             let is = match (&self.console, state) {
+                _ if self.agent => "has its agent connected".to_owned(),
                 (Some(text), _) => format!("wrote {text:?}"),
                 (None, state) => format!("is {}", word_of(state.unwrap_or_default())),
             };
@@ -81,6 +92,11 @@ impl Wait {
             failed.then(|| Err(self.cannot(vm)))
         })
         .await
+    }
+
+    async fn until_agent(&self, context: &Context) -> Result<(), Failure> {
+        let connected = |vm: &Vm| vm.conditions.iter().any(|c| c.r#type == "AgentConnected" && c.status);
+        self.watch(context, |vm| connected(vm).then_some(Ok(()))).await
     }
 
     async fn until_written(&self, context: &Context, text: &[u8]) -> Result<(), Failure> {
