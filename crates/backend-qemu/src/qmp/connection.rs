@@ -49,9 +49,13 @@ impl Connection {
         let mut events = VecDeque::new();
         let shake = async {
             let id = self.send(&Command::new("qmp_capabilities"))?;
-            let version = match self.next().await? {
-                Message::Greeting { version } => version,
-                other => return Err(QmpError::Garbage { excerpt: format!("{other:?} instead of a greeting") }),
+            let version = loop {
+                match self.next().await? {
+                    Message::Greeting { version } => break version,
+                    // The answer to the connection before this one, whose caller died.
+                    Message::Return { .. } | Message::Error { .. } => {}
+                    other => return Err(QmpError::Garbage { excerpt: format!("{other:?} instead of a greeting") }),
+                }
             };
             self.answer_to(id, "qmp_capabilities", &mut events).await?;
             Ok(version)
