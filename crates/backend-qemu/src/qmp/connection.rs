@@ -52,8 +52,8 @@ impl Connection {
             let version = loop {
                 match self.next().await? {
                     Message::Greeting { version } => break version,
-                    // The answer to the connection before this one, whose caller died.
-                    Message::Return { .. } | Message::Error { .. } => {}
+                    // The answer to a command of the connection before this one, whose daemon died: ours bear IDs.
+                    Message::Return { id: Some(_), .. } | Message::Error { id: Some(_), .. } => {}
                     other => return Err(QmpError::Garbage { excerpt: format!("{other:?} instead of a greeting") }),
                 }
             };
@@ -204,6 +204,15 @@ mod tests {
         peer.write_all(b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 0}\n").unwrap();
         let refused = connection.call(&Command::new("cont"), LIMIT).await.unwrap_err();
         assert_eq!(refused, QmpError::Refused { command: "cont", text: "no".to_owned() });
+    }
+
+    #[tokio::test]
+    async fn what_was_left_for_the_connection_before_is_no_greeting() {
+        let (mut connection, mut peer) = pair();
+        peer.write_all(b"{\"return\": {\"running\": true}, \"id\": 1}\n").unwrap();
+        peer.write_all(b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}, \"id\": 2}\n").unwrap();
+        peer.write_all(GREETING).unwrap();
+        connection.handshake(LIMIT).await.unwrap();
     }
 
     #[tokio::test]
