@@ -12,6 +12,7 @@ use roost_store::{ExecutionFilter, StoreError};
 use crate::commit;
 use crate::engine::{Engine, Inner};
 use crate::error::EngineError;
+use crate::query::cut;
 use crate::seam::new_id;
 
 /// What is about to be done in a guest.
@@ -118,10 +119,9 @@ impl Engine {
             .read_one(move |tx| {
                 let filter = filter.clone();
                 Box::pin(async move {
-                    let mut executions = tx.executions().page(&filter, after, limit + 1).await?;
-                    let more = executions.len() > limit;
-                    executions.truncate(limit);
-                    Ok(ExecutionPage { next: executions.last().filter(|_| more).map(|e| e.id), executions })
+                    let read = tx.executions().page(&filter, after, limit + 1).await?;
+                    let (executions, next) = cut(read, limit, |execution| execution.id);
+                    Ok(ExecutionPage { next, executions })
                 })
             })
             .await
@@ -199,13 +199,9 @@ impl Engine {
         self.inner
             .store
             .read_one(move |tx| {
-                Box::pin(async move {
-                    let mut jobs = tx.jobs().page(project, vm, after, limit + 1).await?;
-                    let more = jobs.len() > limit;
-                    jobs.truncate(limit);
-                    let next = jobs.last().filter(|_| more).map(|j| j.id);
-                    Ok((jobs, next))
-                })
+                Box::pin(
+                    async move { Ok(cut(tx.jobs().page(project, vm, after, limit + 1).await?, limit, |job| job.id)) },
+                )
             })
             .await
     }

@@ -73,6 +73,14 @@ impl fmt::Display for Address {
     }
 }
 
+/// Cuts what was read with `limit + 1` down to a page; and where the next one begins, if there is more.
+pub(crate) fn cut<T, Id>(mut read: Vec<T>, limit: usize, id: impl Fn(&T) -> Id) -> (Vec<T>, Option<Id>) {
+    let more = read.len() > limit;
+    read.truncate(limit);
+    let next = read.last().filter(|_| more).map(id);
+    (read, next)
+}
+
 /// How long a backend may take to answer a question that a caller waits for.
 const LIVE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -124,11 +132,9 @@ impl Engine {
             .read(move |tx| {
                 let filter = filter.clone();
                 Box::pin(async move {
-                    let mut vms = tx.vms().page(&filter, after, limit + 1).await?;
-                    let more = vms.len() > limit;
-                    vms.truncate(limit);
+                    let (vms, next) = cut(tx.vms().page(&filter, after, limit + 1).await?, limit, |vm| vm.id);
                     let total = tx.vms().count(&filter).await?;
-                    Ok(VmPage { next: vms.last().filter(|_| more).map(|vm| vm.id), vms, total })
+                    Ok(VmPage { next, vms, total })
                 })
             })
             .await
@@ -160,10 +166,9 @@ impl Engine {
             .read_one(move |tx| {
                 let filter = filter.clone();
                 Box::pin(async move {
-                    let mut operations = tx.operations().page(&filter, after, limit + 1).await?;
-                    let more = operations.len() > limit;
-                    operations.truncate(limit);
-                    Ok(OperationPage { next: operations.last().filter(|_| more).map(|o| o.id), operations })
+                    let read = tx.operations().page(&filter, after, limit + 1).await?;
+                    let (operations, next) = cut(read, limit, |operation| operation.id);
+                    Ok(OperationPage { next, operations })
                 })
             })
             .await

@@ -2,10 +2,11 @@
 
 use roost_model::execution::ExecutionKind;
 use roost_model::{Execution, ExecutionId, ExecutionStatus, JobId, ProjectId, Timestamp, VmId};
-use sea_orm::{QueryResult, Value};
+use sea_orm::Value;
 
 use crate::error::StoreError;
-use crate::sql::{all, execute, one, parameters, record, signed};
+use crate::sql::execute;
+use crate::table::history;
 use crate::tx::Tx;
 
 /// Which executions; what is empty or `None` restricts nothing.
@@ -22,6 +23,8 @@ pub struct ExecutionFilter {
     /// In one of these.
     pub statuses: Vec<ExecutionStatus>,
 }
+
+const TABLE: &str = "executions";
 
 /// The table in a transaction.
 #[derive(Debug)]
@@ -58,14 +61,12 @@ impl Executions<'_> {
 
     /// One execution.
     pub async fn get(&self, id: ExecutionId) -> Result<Option<Execution>, StoreError> {
-        let row = one(self.0, "SELECT id, record FROM executions WHERE id = $1", vec![id.to_string().into()]).await?;
-        row.as_ref().map(execution_of).transpose()
+        history::get(self.0, TABLE, id.to_string()).await
     }
 
     /// Every execution whose end was not heard.
     pub async fn open(&self) -> Result<Vec<Execution>, StoreError> {
-        let sql = "SELECT id, record FROM executions WHERE finished_at IS NULL ORDER BY id";
-        all(self.0, sql, vec![]).await?.iter().map(execution_of).collect()
+        history::open(self.0, TABLE).await
     }
 
     /// Executions older than `after`, newest first.
@@ -83,33 +84,13 @@ impl Executions<'_> {
             ("kind", kinds.iter().map(|k| k.as_str().into()).collect()),
             ("status", statuses.iter().map(|s| s.as_str().into()).collect()),
         ];
-        let mut conditions = Vec::new();
-        let mut values: Vec<Value> = Vec::new();
-        for (column, many) in columns.into_iter().filter(|(_, many)| !many.is_empty()) {
-            conditions.push(format!("{column} IN ({})", parameters(values.len() + 1, many.len())));
-            values.extend(many);
-        }
-        if let Some(after) = after {
-            values.push(after.to_string().into());
-            conditions.push(format!("id < ${}", values.len()));
-        }
-        let restriction =
-            if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
-        values.push(signed(limit as u64).into());
-        let sql = format!("SELECT id, record FROM executions{restriction} ORDER BY id DESC LIMIT ${}", values.len());
-        all(self.0, &sql, values).await?.iter().map(execution_of).collect()
+        history::page(self.0, TABLE, &columns, after.map(|id| id.to_string()), limit).await
     }
 
     /// Removes at most `limit` that ended before `before`; how many it was.
     pub async fn prune(&self, before: Timestamp, limit: u64) -> Result<u64, StoreError> {
-        let sql = "DELETE FROM executions WHERE id IN \
-                   (SELECT id FROM executions WHERE finished_at IS NOT NULL AND finished_at < $1 LIMIT $2)";
-        execute(self.0, sql, vec![before.unix_ms().into(), signed(limit).into()]).await
+        history::prune(self.0, TABLE, before, limit).await
     }
-}
-
-fn execution_of(row: &QueryResult) -> Result<Execution, StoreError> {
-    record(row, 1, "executions")
 }
 
 /// `status, finished_at, record`.

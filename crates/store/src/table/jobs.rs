@@ -1,11 +1,14 @@
 //! Table `jobs`: several commands inside a guest, one after the other.
 
 use roost_model::{Job, JobId, ProjectId, Timestamp, VmId};
-use sea_orm::{QueryResult, Value};
+use sea_orm::Value;
 
 use crate::error::StoreError;
-use crate::sql::{all, execute, one, record, signed};
+use crate::sql::execute;
+use crate::table::history;
 use crate::tx::Tx;
+
+const TABLE: &str = "jobs";
 
 /// The table in a transaction.
 #[derive(Debug)]
@@ -31,14 +34,12 @@ impl Jobs<'_> {
 
     /// One job.
     pub async fn get(&self, id: JobId) -> Result<Option<Job>, StoreError> {
-        let row = one(self.0, "SELECT id, record FROM jobs WHERE id = $1", vec![id.to_string().into()]).await?;
-        row.as_ref().map(job_of).transpose()
+        history::get(self.0, TABLE, id.to_string()).await
     }
 
     /// Every job that has not ended.
     pub async fn open(&self) -> Result<Vec<Job>, StoreError> {
-        let sql = "SELECT id, record FROM jobs WHERE finished_at IS NULL ORDER BY id";
-        all(self.0, sql, vec![]).await?.iter().map(job_of).collect()
+        history::open(self.0, TABLE).await
     }
 
     /// A VM's jobs older than `after`, newest first.
@@ -49,25 +50,13 @@ impl Jobs<'_> {
         after: Option<JobId>,
         limit: usize,
     ) -> Result<Vec<Job>, StoreError> {
-        let mut sql = "SELECT id, record FROM jobs WHERE project_id = $1 AND vm_id = $2".to_owned();
-        let mut values: Vec<Value> =
-            vec![project.to_string().into(), vm.to_string().into(), signed(limit as u64).into()];
-        if let Some(after) = after {
-            values.push(after.to_string().into());
-            sql.push_str(" AND id < $4");
-        }
-        sql.push_str(" ORDER BY id DESC LIMIT $3");
-        all(self.0, &sql, values).await?.iter().map(job_of).collect()
+        let columns: [(&str, Vec<Value>); 2] =
+            [("project_id", vec![project.to_string().into()]), ("vm_id", vec![vm.to_string().into()])];
+        history::page(self.0, TABLE, &columns, after.map(|id| id.to_string()), limit).await
     }
 
     /// Removes at most `limit` that ended before `before`; how many it was.
     pub async fn prune(&self, before: Timestamp, limit: u64) -> Result<u64, StoreError> {
-        let sql = "DELETE FROM jobs WHERE id IN \
-                   (SELECT id FROM jobs WHERE finished_at IS NOT NULL AND finished_at < $1 LIMIT $2)";
-        execute(self.0, sql, vec![before.unix_ms().into(), signed(limit).into()]).await
+        history::prune(self.0, TABLE, before, limit).await
     }
-}
-
-fn job_of(row: &QueryResult) -> Result<Job, StoreError> {
-    record(row, 1, "jobs")
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod events;
 pub(crate) mod executions;
+pub(crate) mod history;
 pub(crate) mod idempotency;
 pub(crate) mod jobs;
 pub(crate) mod nodes;

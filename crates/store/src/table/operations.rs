@@ -4,7 +4,8 @@ use roost_model::{Operation, OperationId, OperationKind, ProjectId, Status, Time
 use sea_orm::{QueryResult, Value};
 
 use crate::error::StoreError;
-use crate::sql::{all, execute, one, parameters, record, signed};
+use crate::sql::{all, execute, one, record};
+use crate::table::history;
 use crate::tx::Tx;
 
 /// Which operations; what is empty or `None` restricts nothing.
@@ -19,6 +20,8 @@ pub struct OperationFilter {
     /// Of one of these kinds.
     pub kinds: Vec<OperationKind>,
 }
+
+const TABLE: &str = "operations";
 
 /// The table in a transaction.
 #[derive(Debug)]
@@ -42,8 +45,7 @@ impl Operations<'_> {
 
     /// One operation.
     pub async fn get(&self, id: OperationId) -> Result<Option<Operation>, StoreError> {
-        let row = one(self.0, "SELECT id, record FROM operations WHERE id = $1", vec![id.to_string().into()]).await?;
-        row.as_ref().map(operation_of).transpose()
+        history::get(self.0, TABLE, id.to_string()).await
     }
 
     /// Replaces an operation's record.
@@ -80,8 +82,7 @@ impl Operations<'_> {
 
     /// Every operation that has not ended.
     pub async fn open(&self) -> Result<Vec<Operation>, StoreError> {
-        let sql = "SELECT id, record FROM operations WHERE finished_at IS NULL ORDER BY id";
-        all(self.0, sql, vec![]).await?.iter().map(operation_of).collect()
+        history::open(self.0, TABLE).await
     }
 
     /// Operations older than `after`, newest first.
@@ -98,39 +99,22 @@ impl Operations<'_> {
             ("status", statuses.iter().map(|s| s.as_str().into()).collect()),
             ("kind", kinds.iter().map(|k| k.as_str().into()).collect()),
         ];
-        let mut conditions = Vec::new();
-        let mut values: Vec<Value> = Vec::new();
-        for (column, many) in columns.into_iter().filter(|(_, many)| !many.is_empty()) {
-            conditions.push(format!("{column} IN ({})", parameters(values.len() + 1, many.len())));
-            values.extend(many);
-        }
-        if let Some(after) = after {
-            values.push(after.to_string().into());
-            conditions.push(format!("id < ${}", values.len()));
-        }
-        let restriction =
-            if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
-        values.push(signed(limit as u64).into());
-        let sql = format!("SELECT id, record FROM operations{restriction} ORDER BY id DESC LIMIT ${}", values.len());
-        all(self.0, &sql, values).await?.iter().map(operation_of).collect()
+        history::page(self.0, TABLE, &columns, after.map(|id| id.to_string()), limit).await
     }
 
     /// Whether any ended before `before`.
     pub async fn any_ended_before(&self, before: Timestamp) -> Result<bool, StoreError> {
-        let sql = "SELECT id FROM operations WHERE finished_at IS NOT NULL AND finished_at < $1 LIMIT 1";
-        Ok(one(self.0, sql, vec![before.unix_ms().into()]).await?.is_some())
+        history::any_ended_before(self.0, TABLE, before).await
     }
 
     /// Removes at most `limit` that ended before `before`; how many it was.
     pub async fn prune(&self, before: Timestamp, limit: u64) -> Result<u64, StoreError> {
-        let sql = "DELETE FROM operations WHERE id IN \
-                   (SELECT id FROM operations WHERE finished_at IS NOT NULL AND finished_at < $1 LIMIT $2)";
-        execute(self.0, sql, vec![before.unix_ms().into(), signed(limit).into()]).await
+        history::prune(self.0, TABLE, before, limit).await
     }
 }
 
 fn operation_of(row: &QueryResult) -> Result<Operation, StoreError> {
-    record(row, 1, "operations")
+    record(row, 1, TABLE)
 }
 
 /// `status, priority, finished_at, record`.
