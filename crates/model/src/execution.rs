@@ -37,18 +37,9 @@ pub struct Execution {
     pub args: Vec<String>,
     /// Names of the variables that were given; their values are withheld on purpose.
     pub env_names: Vec<String>,
-    /// Where it is.
-    pub status: ExecutionStatus,
-    /// The program's own, when it exited.
-    pub exit_code: Option<i32>,
-    /// The signal that ended it.
-    pub signal: Option<i32>,
-    /// What it wrote, as far as it is kept.
-    pub stdout: Output,
-    /// What it wrote to its standard error, as far as it is kept.
-    pub stderr: Output,
-    /// Why it failed, where that is not the exit code.
-    pub error: Option<String>,
+    /// Where it is, and what came of it.
+    #[serde(flatten)]
+    pub outcome: Outcome,
     /// The epoch of the daemon that ran it.
     pub daemon_epoch: u64,
     /// When the guest was asked.
@@ -106,8 +97,8 @@ pub struct Keep {
     left_out: u64,
 }
 
-/// How an execution ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where an execution is, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Where it is now.
     pub status: ExecutionStatus,
@@ -115,9 +106,9 @@ pub struct Outcome {
     pub exit_code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
-    /// What it wrote.
+    /// What it wrote, as far as it is kept.
     pub stdout: Output,
-    /// What it wrote to its standard error.
+    /// What it wrote to its standard error, as far as it is kept.
     pub stderr: Output,
     /// Why it failed, where that is not the exit code.
     pub error: Option<String>,
@@ -200,13 +191,7 @@ impl Keep {
 impl Execution {
     /// Ends it.
     pub fn finish(&mut self, outcome: Outcome, now: Timestamp) {
-        let Outcome { status, exit_code, signal, stdout, stderr, error } = outcome;
-        self.status = status;
-        self.exit_code = exit_code;
-        self.signal = signal;
-        self.stdout = stdout;
-        self.stderr = stderr;
-        self.error = error;
+        self.outcome = outcome;
         self.finished_at = Some(now);
     }
 
@@ -225,8 +210,17 @@ impl Outcome {
 
     /// It ended without anything to show but why.
     pub fn without_output(status: ExecutionStatus, why: impl Into<String>) -> Self {
+        Self { error: Some(why.into()), ..Self::bare(status) }
+    }
+
+    /// It has just begun.
+    pub fn running() -> Self {
+        Self::bare(ExecutionStatus::Running)
+    }
+
+    fn bare(status: ExecutionStatus) -> Self {
         let (stdout, stderr) = (Output::default(), Output::default());
-        Self { status, exit_code: None, signal: None, stdout, stderr, error: Some(why.into()) }
+        Self { status, exit_code: None, signal: None, stdout, stderr, error: None }
     }
 }
 

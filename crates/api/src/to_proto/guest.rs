@@ -1,6 +1,6 @@
 //! What is done in guests, on the wire.
 
-use roost_model::execution::{ExecutionStatus as ModelExecutionStatus, JobCommand, Output};
+use roost_model::execution::{ExecutionStatus as ModelExecutionStatus, JobCommand, Outcome, Output};
 use roost_model::{Execution as ModelExecution, Job as ModelJob};
 
 use super::timestamp;
@@ -17,12 +17,15 @@ pub fn execution(execution: &ModelExecution) -> Execution {
         command,
         args,
         env_names,
-        status,
-        exit_code,
-        signal,
-        stdout: Output { text: stdout, truncated: stdout_truncated },
-        stderr: Output { text: stderr, truncated: stderr_truncated },
-        error,
+        outcome:
+            Outcome {
+                status,
+                exit_code,
+                signal,
+                stdout: Output { text: stdout, truncated: stdout_truncated },
+                stderr: Output { text: stderr, truncated: stderr_truncated },
+                error,
+            },
         daemon_epoch: _,
         started_at,
         finished_at,

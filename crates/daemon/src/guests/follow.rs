@@ -75,7 +75,7 @@ pub(super) async fn refresh(guests: &Guests, vm: &Vm) -> Result<(), EngineError>
     let Agent { channel, .. } = &vm.spec.agent;
     if !vm.observed.machine.is_up() || *channel == AgentChannel::Off {
         detach(guests, vm.id);
-        return unless_said(guests, vm, "NOT_RUNNING", "the VM does not run").await;
+        return take_back(guests, vm, "NOT_RUNNING", "the VM does not run").await;
     }
     let now = Attached { launch: vm.observed.launch, generation: vm.generation, touched: Instant::now() };
     let before = guests.lock().get(&vm.id).copied();
@@ -93,10 +93,10 @@ pub(super) async fn refresh(guests: &Guests, vm: &Vm) -> Result<(), EngineError>
         }
     };
     let Some(socket) = endpoint.socket else {
-        return unless_said(guests, vm, "NO_CHANNEL", "the VM has no channel to an agent").await;
+        return take_back(guests, vm, "NO_CHANNEL", "the VM has no channel to an agent").await;
     };
     if before.is_none() {
-        unless_said(guests, vm, "CONNECTING", "nobody has answered yet").await?;
+        take_back(guests, vm, "CONNECTING", "nobody has answered yet").await?;
     }
     guests.lock().insert(vm.id, now);
     guests.hub.attach(attachment(vm, Endpoint::Unix(socket), endpoint.qemu_guest_agent));
@@ -126,7 +126,7 @@ fn detach(guests: &Guests, vm: VmId) {
 }
 
 /// Takes back that an agent is connected, where the record says so.
-async fn unless_said(guests: &Guests, vm: &Vm, reason: &'static str, message: &'static str) -> Result<(), EngineError> {
+async fn take_back(guests: &Guests, vm: &Vm, reason: &'static str, message: &'static str) -> Result<(), EngineError> {
     for kind in [AGENT_CONNECTED, GUEST_READY] {
         if vm.conditions.iter().any(|c| c.kind == kind && c.status) {
             guests.engine().set_condition(vm.id, kind, false, reason, message.to_owned()).await?;
@@ -142,10 +142,10 @@ pub(super) async fn follow_hub(guests: Guests, mut events: HubEvents) {
             HubEvent::Connected { vm, status } => {
                 let flavour = status.flavour.map(|flavour| flavour.to_string()).unwrap_or_default();
                 let message = shown(format!("{flavour} {}", status.version).trim());
-                set(&guests, vm, AGENT_CONNECTED, true, "CONNECTED", message).await
+                guests.engine().set_condition(vm, AGENT_CONNECTED, true, "CONNECTED", message).await
             }
             HubEvent::Ready { vm, epoch } => {
-                set(&guests, vm, GUEST_READY, true, "READY", format!("in epoch {epoch}")).await
+                guests.engine().set_condition(vm, GUEST_READY, true, "READY", format!("in epoch {epoch}")).await
             }
             HubEvent::Lost { vm, why } => lost(&guests, vm, "LOST", why).await,
             HubEvent::Refused { vm, why } => lost(&guests, vm, "REFUSED", why).await,
@@ -161,19 +161,8 @@ async fn lost(guests: &Guests, vm: VmId, reason: &'static str, why: String) -> R
     if !guests.lock().contains_key(&vm) {
         return Ok(());
     }
-    set(guests, vm, AGENT_CONNECTED, false, reason, shown(&why)).await?;
-    set(guests, vm, GUEST_READY, false, reason, shown(&why)).await
-}
-
-async fn set(
-    guests: &Guests,
-    vm: VmId,
-    kind: &'static str,
-    status: bool,
-    reason: &'static str,
-    message: String,
-) -> Result<(), EngineError> {
-    guests.engine().set_condition(vm, kind, status, reason, message).await
+    guests.engine().set_condition(vm, AGENT_CONNECTED, false, reason, shown(&why)).await?;
+    guests.engine().set_condition(vm, GUEST_READY, false, reason, shown(&why)).await
 }
 
 /// A text that a guest may have a hand in.

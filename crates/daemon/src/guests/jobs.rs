@@ -1,9 +1,9 @@
 //! Jobs: several commands in a guest, one after the other.
 
 use roost_api::from_proto::guest::{Command, NewJob};
-use roost_model::{Execution, ExecutionStatus, Job, Vm};
+use roost_model::{ExecutionStatus, Job, Vm};
 
-use super::{Failure, Guests};
+use super::{Failure, Guests, joined};
 
 impl Guests {
     /// Writes a job down and begins it. Values of variables live no longer than this daemon, and neither does the job.
@@ -29,39 +29,26 @@ impl Guests {
                 Ok((execution, work)) => {
                     job.executions.push(execution.id);
                     job = self.engine().put_job(job).await?;
-                    work.await.unwrap_or_else(|broken| std::panic::resume_unwind(broken.into_panic()))
+                    joined(work).await
                 }
                 Err(error) => Err(error),
             };
-            let ended = match ended {
-                Ok(ended) => ended,
+            match ended {
+                Ok(ended) if ended.outcome.status == ExecutionStatus::Succeeded => continue,
+                Ok(ended) => status = ended.outcome.status,
                 Err(error) => {
                     job.status = ExecutionStatus::Failed;
                     self.engine().put_job(job).await?;
                     return Err(error);
                 }
-            };
-            match worse(&ended) {
-                None => {}
-                // Nobody knows what was done: to go on would be to guess.
-                Some(ExecutionStatus::Unknown) => {
-                    status = ExecutionStatus::Unknown;
-                    break;
-                }
-                Some(worse) => {
-                    status = worse;
-                    if job.stop_on_error {
-                        break;
-                    }
-                }
+            }
+            // Where nobody knows what was done, to go on would be to guess.
+            if job.stop_on_error || status == ExecutionStatus::Unknown {
+                break;
             }
         }
         job.status = status;
         self.engine().put_job(job).await?;
         Ok(())
     }
-}
-
-fn worse(execution: &Execution) -> Option<ExecutionStatus> {
-    (execution.status != ExecutionStatus::Succeeded).then_some(execution.status)
 }

@@ -24,6 +24,7 @@ use roost_engine::Engine;
 use roost_guest_hub::{Hub, HubConfig, HubEvent};
 use roost_model::{LaunchId, VmId};
 use tokio::sync::{SetOnce, mpsc};
+use tokio::task::JoinHandle;
 
 pub(crate) use failure::Failure;
 pub(crate) use run::Running;
@@ -46,6 +47,11 @@ struct Attached {
     generation: u64,
     /// When a person was last seen at its console; activity that the hub does not know.
     touched: Instant,
+}
+
+/// What a task that nobody aborts has come to; a panic of its is ours.
+pub(crate) async fn joined<T>(work: JoinHandle<T>) -> T {
+    work.await.unwrap_or_else(|broken| std::panic::resume_unwind(broken.into_panic()))
 }
 
 /// What happens on the channels, until `start` takes it.

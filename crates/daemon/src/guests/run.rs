@@ -12,7 +12,7 @@ use roost_model::execution::{ExecutionKind, ExecutionStatus, Keep, Outcome, Outp
 use roost_model::{Execution, JobId, Vm, VmId};
 use serde_json::Value;
 
-use super::{Failure, Guests};
+use super::{Failure, Guests, joined};
 
 /// How long a command may take whose caller does not say.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -122,9 +122,7 @@ impl Guests {
         request: Request,
         timeout: Duration,
     ) -> Result<(Execution, Response), Failure> {
-        let kind = ExecutionKind::Action;
-        let new = NewExecution { vm: vm.id, job: None, kind, command, args, env_names: Vec::new() };
-        let execution = self.engine().begin_execution(vm.project, new).await?;
+        let execution = self.begin(vm, ExecutionKind::Action, command, args).await?;
         let (guests, vm) = (self.clone(), vm.id);
         // Its end is heard even when nobody waits any more.
         let work = tokio::spawn(async move {
@@ -132,7 +130,7 @@ impl Guests {
             let ended = guests.end(execution, &answer).await?;
             Ok((ended, answer?))
         });
-        work.await.unwrap_or_else(|broken| std::panic::resume_unwind(broken.into_panic()))
+        joined(work).await
     }
 
     /// The same without a record, for what only looks.
@@ -142,15 +140,7 @@ impl Guests {
 
     /// Writes down that a file is about to be read or written.
     pub(crate) async fn begin_file(&self, vm: &Vm, verb: &str, path: &str) -> Result<Execution, Failure> {
-        let new = NewExecution {
-            vm: vm.id,
-            job: None,
-            kind: ExecutionKind::File,
-            command: verb.to_owned(),
-            args: vec![path.to_owned()],
-            env_names: Vec::new(),
-        };
-        Ok(self.engine().begin_execution(vm.project, new).await?)
+        self.begin(vm, ExecutionKind::File, verb.to_owned(), vec![path.to_owned()]).await
     }
 
     /// Writes down what came of it.
@@ -160,6 +150,17 @@ impl Guests {
         answer: &Result<Response, CallError>,
     ) -> Result<Execution, Failure> {
         Ok(self.engine().end_execution(execution, outcome(answer)).await?)
+    }
+
+    async fn begin(
+        &self,
+        vm: &Vm,
+        kind: ExecutionKind,
+        command: String,
+        args: Vec<String>,
+    ) -> Result<Execution, Failure> {
+        let new = NewExecution { vm: vm.id, job: None, kind, command, args, env_names: Vec::new() };
+        Ok(self.engine().begin_execution(vm.project, new).await?)
     }
 
     async fn begin_exec(&self, vm: &Vm, job: Option<JobId>, command: &Command) -> Result<Execution, Failure> {

@@ -11,6 +11,7 @@ use roost_backend::BackendError;
 use roost_engine::Address;
 use roost_guest_hub::proto::Response;
 use roost_guest_hub::{CallError, Flavour};
+use roost_model::execution::Outcome;
 use roost_model::operation::Progress;
 use roost_model::spec::{Tool, tools};
 use roost_model::{Execution, ExecutionStatus, Vm, VmId};
@@ -18,7 +19,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::{Failure, Guests, follow};
+use super::{Failure, Guests, follow, joined};
 
 /// How long a guest may take from its start until its agent answers.
 const UNTIL_CONNECTED: Duration = Duration::from_secs(300);
@@ -59,7 +60,7 @@ impl roost_engine::Guests for Guests {
             });
             for part in parts {
                 let ended = self.carry_out_part(&vm, part).await.map_err(|e| of_tool(name, &e))?;
-                if ended.status != ExecutionStatus::Succeeded {
+                if ended.outcome.status != ExecutionStatus::Succeeded {
                     return Err(failed(name, &ended));
                 }
             }
@@ -111,7 +112,7 @@ impl Guests {
             ..Command::default()
         };
         let (_begun, work) = self.run(vm, None, command, Vec::new()).await?;
-        work.await.unwrap_or_else(|broken| std::panic::resume_unwind(broken.into_panic()))
+        joined(work).await
     }
 }
 
@@ -144,13 +145,14 @@ fn parts<'a>(name: &'a str, version: Option<&'a str>) -> Vec<Part<'a>> {
 }
 
 fn failed(tool: &str, execution: &Execution) -> BackendError {
-    let how = match (execution.exit_code, execution.signal, &execution.error) {
+    let Outcome { status, exit_code, signal, stdout, stderr, error } = &execution.outcome;
+    let how = match (exit_code, signal, error) {
         (_, _, Some(error)) => error.clone(),
         (_, Some(signal), None) => format!("ended by signal {signal}"),
         (Some(code), None, None) => format!("exit code {code}"),
-        (None, None, None) => execution.status.to_string(),
+        (None, None, None) => status.to_string(),
     };
-    let output = if execution.stderr.text.trim().is_empty() { &execution.stdout.text } else { &execution.stderr.text };
+    let output = if stderr.text.trim().is_empty() { &stdout.text } else { &stderr.text };
     let output = output.trim_end();
     let from = (0..=output.len().saturating_sub(SHOWN_OUTPUT)).rev().find(|at| output.is_char_boundary(*at));
     let shown: String = output[from.unwrap_or(0)..].chars().filter(|c| *c == '\n' || !c.is_control()).collect();
@@ -159,7 +161,7 @@ fn failed(tool: &str, execution: &Execution) -> BackendError {
     } else {
         format!("the tool {tool} could not be installed: {how}: {shown}")
     };
-    let error = match execution.status {
+    let error = match status {
         ExecutionStatus::Unknown => BackendError::transient("TOOL_FAILED", message),
         _ => BackendError::permanent("TOOL_FAILED", message),
     };

@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::wiring::Daemon;
 
@@ -54,7 +55,7 @@ pub(super) async fn log(
             reader.follow().await;
         }
     });
-    Ok(stream_of(receive))
+    Ok(ReceiverStream::new(receive))
 }
 
 /// A live line: the first message names the VM, and every message may carry keystrokes.
@@ -81,7 +82,7 @@ pub(super) async fn attach(
             () = pump_in(requests, first.data.to_vec(), to_guest, || guests.touch(vm)) => {}
         }
     });
-    Ok(stream_of(receive))
+    Ok(ReceiverStream::new(receive))
 }
 
 async fn pump_out(mut from_guest: OwnedReadHalf, send: mpsc::Sender<Bytes>) {
@@ -212,10 +213,6 @@ fn connect(socket: &Path) -> io::Result<UnixStream> {
     let stream = connect_unix(socket).map_err(io::Error::other)?;
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
-}
-
-fn stream_of(receive: mpsc::Receiver<Bytes>) -> impl Stream<Item = Bytes> + Send {
-    futures::stream::unfold(receive, |mut receive| async move { receive.recv().await.map(|bytes| (bytes, receive)) })
 }
 
 /// Why there is nobody to attach to.

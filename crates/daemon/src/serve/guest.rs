@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use self::failure::told;
 use self::typed::{instant, structure};
 use super::failure::told as told_by_engine;
+use crate::guests::joined;
 use crate::wiring::Daemon;
 
 /// How long a question to an agent may take that somebody looks at.
@@ -75,11 +76,7 @@ impl v1::GuestService for GuestCalls {
         let run = from_proto::guest::run(request.to_owned_message()).map_err(|e| status::invalid(&e))?;
         let vm = self.vm(run.vm).await?;
         let (begun, work) = self.0.guests.run(&vm, None, run.command, run.stdin).await.map_err(|e| told(&e))?;
-        let execution = if run.asynchronous {
-            begun
-        } else {
-            work.await.unwrap_or_else(|broken| std::panic::resume_unwind(broken.into_panic())).map_err(|e| told(&e))?
-        };
+        let execution = if run.asynchronous { begun } else { joined(work).await.map_err(|e| told(&e))? };
         Response::ok(v1::RunResponse { execution: to_proto::execution(&execution).into(), ..Default::default() })
     }
 

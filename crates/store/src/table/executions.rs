@@ -96,7 +96,7 @@ impl Executions<'_> {
 /// `status, finished_at, record`.
 fn changing(execution: &Execution) -> Vec<Value> {
     vec![
-        execution.status.as_str().into(),
+        execution.outcome.status.as_str().into(),
         execution.finished_at.map(Timestamp::unix_ms).into(),
         serde_json::to_string(execution).expect("an execution has a stored form").into(),
     ]

@@ -17,6 +17,7 @@ use roost_api::{from_proto, status, to_proto};
 use roost_guest_hub::{ExecControl, Output, Stdin};
 use roost_model::Invalid;
 use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::GuestCalls;
 use super::failure::told;
@@ -44,7 +45,7 @@ pub(super) async fn exec(
         pump(&guests, &mut running, send).await;
         steering.abort();
     });
-    Ok(tokio_stream::wrappers::ReceiverStream::new(receive))
+    Ok(ReceiverStream::new(receive))
 }
 
 fn no_start() -> ConnectError {

@@ -9,6 +9,7 @@ use roost_guest_hub::CallError;
 use roost_guest_hub::proto::{FileInfo, FileKind, FilePull, FilePush, FileStat, Request, Response};
 use roost_model::Invalid;
 use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::failure::{data, told};
 use super::{GuestCalls, LOOK, typed};
@@ -98,7 +99,7 @@ pub(super) async fn pull(
         });
         let _gone = send.send(last).await;
     });
-    Ok(tokio_stream::wrappers::ReceiverStream::new(receive))
+    Ok(ReceiverStream::new(receive))
 }
 
 pub(super) async fn stat(
