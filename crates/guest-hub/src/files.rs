@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream as Content, StreamExt};
-use roost_guest_proto::{Channel, FilePull, FilePush, Request, Response};
+use roost_guest_proto::{Channel, FilePull, FilePush, Request, Response, hex};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
@@ -44,7 +44,7 @@ impl Passed {
             return Err(CallError::Violation { what, how });
         }
         let Some(hash) = self.hash else { return Ok(()) };
-        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let found = hex(&hash.finalize());
         match data("sha256").and_then(Value::as_str) {
             Some(expected) if expected.eq_ignore_ascii_case(&found) => Ok(()),
             Some(expected) => Err(CallError::Corrupt { found, expected: expected.chars().take(64).collect() }),

@@ -122,7 +122,7 @@ async fn one(client: &Client, op: Op) {
     let Op { id, request, what, stream, mut reply } = op;
     let answer = match &request {
         Request::Exec(exec) => client.exec(exec, &mut reply).await,
-        Request::UnsafeCommand(command) => client.exec(&exec::of_unsafe(command), &mut reply).await,
+        Request::UnsafeCommand(command) => client.exec(&command.into(), &mut reply).await,
         Request::FilePush(file) => match &stream {
             Some(stream) => client.push(file, stream).await,
             None => unsupported("file.push"),

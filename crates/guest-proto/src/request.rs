@@ -311,6 +311,21 @@ pub struct Exec {
     pub limits: Limits,
 }
 
+impl From<&UnsafeCommand> for Exec {
+    fn from(command: &UnsafeCommand) -> Self {
+        let UnsafeCommand { id, raw_command, shell, timeout, working_dir, env_vars } = command;
+        Self {
+            id: id.clone(),
+            command: Some(raw_command.clone()),
+            shell: shell.clone(),
+            cwd: working_dir.clone(),
+            env: env_vars.clone().unwrap_or_default(),
+            timeout_ms: timeout.map(|seconds| seconds.saturating_mul(1000)),
+            ..Self::default()
+        }
+    }
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }

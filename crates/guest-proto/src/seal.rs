@@ -232,7 +232,7 @@ mod tests {
     fn keys_in_their_forms() {
         let key = Key::from_bytes(std::array::from_fn(|at| at as u8));
         let raw: Vec<u8> = (0..32).collect();
-        let hex: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = crate::hex(&raw);
         assert_eq!(Key::parse(&raw), Ok(key.clone()));
         assert_eq!(Key::parse(format!("{hex}\n").as_bytes()), Ok(key.clone()));
         assert_eq!(Key::parse(STANDARD.encode(&raw).as_bytes()), Ok(key.clone()));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use roost_guest_proto::{
     CommandType, Envelope, ErrorBody, ErrorCode, ErrorReport, Exec, GuestMessage, LegacyCommand, LegacyReply,
-    LegacyRequest, ParseError, Request, Response, Secret, UnsafeCommand,
+    LegacyRequest, ParseError, Request, Response, Secret,
 };
 
 use super::Agent;
@@ -61,7 +61,7 @@ impl Agent {
                 self.failed(id, &request, result);
             }
             Request::UnsafeCommand(command) => {
-                let exec = exec_of(command);
+                let exec = Exec::from(command);
                 let result = self.admit().and_then(|()| self.exec(id, &exec, UNSAFE));
                 self.failed(id, &request, result);
             }
@@ -286,18 +286,6 @@ impl Agent {
         }
         info!("{} secrets are held", self.secrets.len());
         Ok(())
-    }
-}
-
-fn exec_of(command: &UnsafeCommand) -> Exec {
-    Exec {
-        id: command.id.clone(),
-        command: Some(command.raw_command.clone()),
-        shell: command.shell.clone(),
-        cwd: command.working_dir.clone(),
-        env: command.env_vars.clone().unwrap_or_default(),
-        timeout_ms: command.timeout.map(|seconds| seconds.saturating_mul(1000)),
-        ..Exec::default()
     }
 }
 

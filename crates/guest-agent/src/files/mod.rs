@@ -85,8 +85,9 @@ enum Moved {
     Gone,
 }
 
+/// A SHA-256 as answers have it.
 fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    roost_guest_proto::hex(&hash.finalize())
 }
 
 /// Nobody reads, or writes, any more.

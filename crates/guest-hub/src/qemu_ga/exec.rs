@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use roost_guest_proto::{CommandType, ErrorBody, ErrorCode, Exec, Response, UnsafeCommand};
+use roost_guest_proto::{CommandType, ErrorBody, ErrorCode, Exec, Response};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -20,17 +20,6 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_OUTPUT: usize = 1 << 20;
 /// An environment that is given replaces the one there was.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-pub(super) fn of_unsafe(command: &UnsafeCommand) -> Exec {
-    Exec {
-        command: Some(command.raw_command.clone()),
-        shell: command.shell.clone(),
-        cwd: command.working_dir.clone(),
-        env: command.env_vars.clone().unwrap_or_default(),
-        timeout_ms: command.timeout.map(|seconds| seconds.saturating_mul(1000)),
-        ..Exec::default()
-    }
-}
 
 /// `guest-exec`'s arguments.
 fn arguments(exec: &Exec) -> Result<Value, CallError> {

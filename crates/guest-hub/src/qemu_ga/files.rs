@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use roost_guest_proto::{FilePull, FilePush, Pulled, Response};
+use roost_guest_proto::{FilePull, FilePush, Pulled, Response, hex};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -85,7 +85,7 @@ impl Client {
                 }
                 Pulled::Empty if stream.closed().is_some() => return Err(abandoned(stream)),
                 Pulled::Empty => stream.changed().await,
-                Pulled::End => return Ok((total, hex(hash))),
+                Pulled::End => return Ok((total, hex(&hash.finalize()))),
                 Pulled::Failed => return Err(CallError::Content("the sender gave up".to_owned())),
             }
         }
@@ -139,15 +139,11 @@ impl Client {
                 return Err(violation("it read nothing, and not the end"));
             }
         }
-        Ok((total, hex(hash)))
+        Ok((total, hex(&hash.finalize())))
     }
 }
 
 fn abandoned(stream: &Stream) -> CallError {
     let why = stream.closed().unwrap_or(Closed::Over).to_string();
     CallError::OutcomeUnknown { what: "a copy", why }
-}
-
-fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

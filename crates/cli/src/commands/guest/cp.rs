@@ -149,7 +149,7 @@ async fn checksum(from: &Path, stdin: bool, directory: bool) -> Result<String, F
         } else {
             pieces(&mut File::open(&path)?, &mut take)?;
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(roost_guest_proto::hex(&hash.finalize()))
     });
     hash.await.map_err(|e| Failure::other(e.to_string(), ""))?.map_err(|e| unreadable(from, &e))
 }
