@@ -9,9 +9,32 @@ pub(crate) mod operation;
 pub(crate) mod version;
 pub(crate) mod vm;
 
+use roost_api::from_proto::LARGEST_PAGE;
+use roost_client::Error as ClientError;
+
 use crate::cli::Command;
 use crate::context::Context;
 use crate::error::Failure;
+
+/// Page after page, until there are `limit` items or no more; 0 is all. `page` gets how many are wanted at most, and
+/// the token of the page.
+async fn paged<T>(
+    limit: usize,
+    mut page: impl AsyncFnMut(i32, String) -> Result<(Vec<T>, String), ClientError>,
+) -> Result<Vec<T>, Failure> {
+    let limit = if limit == 0 { usize::MAX } else { limit };
+    let size = i32::try_from(limit.min(LARGEST_PAGE)).unwrap_or(i32::MAX);
+    let (mut all, mut token) = (Vec::new(), String::new());
+    loop {
+        let (items, next) = page(size, token).await?;
+        all.extend(items);
+        if next.is_empty() || all.len() >= limit {
+            all.truncate(limit);
+            return Ok(all);
+        }
+        token = next;
+    }
+}
 
 /// Runs a command.
 pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failure> {

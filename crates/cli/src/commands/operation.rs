@@ -7,6 +7,7 @@ use clap_complete::ArgValueCompleter;
 use roost_client::v1::{ListOperationsRequest, ListOperationsResponse, Operation, OperationStatus};
 
 use crate::commands::completion::{operation_ids, vm_names};
+use crate::commands::paged;
 use crate::context::Context;
 use crate::error::Failure;
 use crate::escape;
@@ -84,23 +85,14 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
 
 impl List {
     async fn run(self, context: &Context) -> Result<(), Failure> {
-        let limit = if self.limit == 0 { usize::MAX } else { self.limit };
-        let mut request = ListOperationsRequest {
-            vm_id: self.vm,
-            statuses: self.statuses.iter().map(|s| (*s).into()).collect(),
-            page_size: i32::try_from(limit.min(1000)).unwrap_or(1000),
-            ..Default::default()
-        };
-        let mut operations = Vec::new();
-        loop {
-            let page = context.client.list_operations(request.clone()).await?;
-            operations.extend(page.operations);
-            if page.next_page_token.is_empty() || operations.len() >= limit {
-                break;
-            }
-            request.page_token = page.next_page_token;
-        }
-        operations.truncate(limit);
+        let statuses: Vec<_> = self.statuses.iter().map(|s| (*s).into()).collect();
+        let operations = paged(self.limit, async |page_size, page_token| {
+            let (vm_id, statuses) = (self.vm.clone(), statuses.clone());
+            let request = ListOperationsRequest { vm_id, statuses, page_size, page_token, ..Default::default() };
+            let page = context.client.list_operations(request).await?;
+            Ok((page.operations, page.next_page_token))
+        })
+        .await?;
         if !context.for_people() {
             return context.document(&ListOperationsResponse { operations, ..Default::default() });
         }

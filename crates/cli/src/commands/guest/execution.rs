@@ -6,6 +6,7 @@ use roost_client::v1::{Execution, GetExecutionRequest, ListExecutionsRequest, Li
 
 use super::status_word;
 use crate::commands::completion::vm_names;
+use crate::commands::paged;
 use crate::context::Context;
 use crate::error::Failure;
 use crate::escape;
@@ -62,24 +63,19 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
 
 impl List {
     async fn run(self, context: &Context) -> Result<(), Failure> {
-        let limit = if self.limit == 0 { usize::MAX } else { self.limit };
-        let mut request = ListExecutionsRequest {
-            vm_id: self.vm,
-            job_id: self.job,
-            kinds: self.kinds,
-            page_size: i32::try_from(limit.min(1000)).unwrap_or(1000),
-            ..Default::default()
-        };
-        let mut executions = Vec::new();
-        loop {
-            let page = context.client.list_executions(request.clone()).await?;
-            executions.extend(page.executions);
-            if page.next_page_token.is_empty() || executions.len() >= limit {
-                break;
-            }
-            request.page_token = page.next_page_token;
-        }
-        executions.truncate(limit);
+        let executions = paged(self.limit, async |page_size, page_token| {
+            let request = ListExecutionsRequest {
+                vm_id: self.vm.clone(),
+                job_id: self.job.clone(),
+                kinds: self.kinds.clone(),
+                page_size,
+                page_token,
+                ..Default::default()
+            };
+            let page = context.client.list_executions(request).await?;
+            Ok((page.executions, page.next_page_token))
+        })
+        .await?;
         if !context.for_people() {
             return context.document(&ListExecutionsResponse { executions, ..Default::default() });
         }

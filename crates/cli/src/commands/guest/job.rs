@@ -8,6 +8,7 @@ use roost_client::v1::{
 
 use super::status_word;
 use crate::commands::completion::vm_names;
+use crate::commands::paged;
 use crate::context::Context;
 use crate::error::Failure;
 use crate::escape;
@@ -74,16 +75,12 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<(), Failu
             }
         }
         Command::List(List { vm }) => {
-            let mut request = ListJobsRequest { vm_id: vm, page_size: 1000, ..Default::default() };
-            let mut jobs = Vec::new();
-            loop {
-                let page = context.client.list_jobs(request.clone()).await?;
-                jobs.extend(page.jobs);
-                if page.next_page_token.is_empty() {
-                    break;
-                }
-                request.page_token = page.next_page_token;
-            }
+            let jobs = paged(0, async |page_size, page_token| {
+                let request = ListJobsRequest { vm_id: vm.clone(), page_size, page_token, ..Default::default() };
+                let page = context.client.list_jobs(request).await?;
+                Ok((page.jobs, page.next_page_token))
+            })
+            .await?;
             if !context.for_people() {
                 return context.document(&jobs);
             }
