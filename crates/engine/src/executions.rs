@@ -252,6 +252,11 @@ pub(crate) async fn give_up_open(inner: &Inner) -> Result<(), StoreError> {
         .await
 }
 
+/// Whether any execution or job ended before `before`.
+pub(crate) async fn any_ended_before(tx: &roost_store::Tx, before: Timestamp) -> Result<bool, StoreError> {
+    Ok(tx.executions().any_ended_before(before).await? || tx.jobs().any_ended_before(before).await?)
+}
+
 /// Forgets executions and jobs that ended before `before`.
 pub(crate) async fn prune(tx: &roost_store::Tx, before: Timestamp) -> Result<(), StoreError> {
     tx.executions().prune(before, 10_000).await?;

@@ -101,7 +101,11 @@ pub(crate) async fn prune(inner: &Inner) -> Result<(), StoreError> {
             Box::pin(async move {
                 let first = tx.events().first_position().await?;
                 let too_many = last.saturating_sub(first) > kept + kept / 10;
-                Ok::<_, StoreError>(too_many || tx.operations().any_ended_before(before).await?)
+                Ok::<_, StoreError>(
+                    too_many
+                        || tx.operations().any_ended_before(before).await?
+                        || executions::any_ended_before(tx, before).await?,
+                )
             })
         })
         .await?;

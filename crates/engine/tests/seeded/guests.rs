@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use roost_backend::BackendError;
-use roost_engine::{Clock, UpdateVm};
+use roost_engine::{Clock, EngineError, NewExecution, UpdateVm};
+use roost_model::execution::{ExecutionKind, Outcome};
 use roost_model::operation::{Goal, Progress};
 use roost_model::spec::Tool;
-use roost_model::{Power, ProjectId, Status, Vm, VmState};
+use roost_model::{ExecutionStatus, Power, ProjectId, Refusal, Status, Vm, VmState};
 use tokio::sync::watch;
 
 use crate::executor::World;
@@ -133,6 +134,58 @@ fn tools_are_taken_up_again_after_a_death_and_given_up_for_a_delete() {
         assert_eq!(deleted.status, Status::Succeeded);
         let (ended, _) = engine.wait(ProjectId::DEFAULT, other.operation.id, LONG).await.unwrap();
         assert_eq!(ended.status, Status::Cancelled);
+        engine.stop().await;
+    });
+}
+
+fn of(vm: roost_model::VmId) -> NewExecution {
+    let (kind, command) = (ExecutionKind::Exec, "true".to_owned());
+    NewExecution { vm, job: None, kind, command, args: Vec::new(), env_names: Vec::new() }
+}
+
+#[test]
+fn what_the_last_daemon_did_not_hear_the_end_of_is_unknown() {
+    let lab = Lab::new(34);
+    let engine = lab.start();
+    let (heard, unheard) = lab.world.run({
+        let engine = engine.clone();
+        async move {
+            let made = engine.create_vm(create("web", true)).await.unwrap();
+            let heard = engine.begin_execution(ProjectId::DEFAULT, of(made.vm_id)).await.unwrap();
+            let done = Outcome { status: ExecutionStatus::Succeeded, exit_code: Some(0), ..Outcome::running() };
+            let heard = engine.end_execution(heard, done).await.unwrap();
+            (heard, engine.begin_execution(ProjectId::DEFAULT, of(made.vm_id)).await.unwrap())
+        }
+    });
+    lab.kill(engine);
+    let engine = lab.start();
+    lab.world.run(async move {
+        assert_eq!(engine.execution(ProjectId::DEFAULT, heard.id).await.unwrap(), heard);
+        let unheard = engine.execution(ProjectId::DEFAULT, unheard.id).await.unwrap();
+        assert_eq!(unheard.outcome.status, ExecutionStatus::Unknown);
+        assert!(unheard.finished_at.is_some());
+        engine.stop().await;
+    });
+}
+
+#[test]
+fn executions_are_forgotten_by_their_own_age() {
+    let mut lab = Lab::new(35);
+    lab.settings.history_kept = Duration::from_secs(60);
+    let engine = lab.start();
+    let world = lab.world.clone();
+    lab.world.run(async move {
+        let made = engine.create_vm(create("web", true)).await.unwrap();
+        finished(&engine, &made).await.unwrap();
+        // No operation is left whose age would have them looked at.
+        world.sleep(Duration::from_secs(120)).await;
+        let execution = engine.begin_execution(ProjectId::DEFAULT, of(made.vm_id)).await.unwrap();
+        let execution = engine.end_execution(execution, Outcome::unknown("gone")).await.unwrap();
+        world.sleep(Duration::from_secs(30)).await;
+        engine.execution(ProjectId::DEFAULT, execution.id).await.unwrap();
+        world.sleep(Duration::from_secs(60)).await;
+        let gone = engine.execution(ProjectId::DEFAULT, execution.id).await.unwrap_err();
+        assert!(matches!(gone, EngineError::Refused(Refusal::ExecutionNotFound(_))), "{gone}");
         engine.stop().await;
     });
 }

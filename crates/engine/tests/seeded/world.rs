@@ -38,6 +38,7 @@ pub struct Lab {
     pub host: Arc<SimHost>,
     pub faults: Faults,
     pub guests: Arc<Guests>,
+    pub settings: EngineConfig,
     database: PathBuf,
     _dir: Arc<TempDir>,
 }
@@ -52,6 +53,7 @@ impl Lab {
             host,
             faults: Faults::default(),
             guests,
+            settings: EngineConfig { default_backend: "sim".parse().unwrap(), ..EngineConfig::default() },
             database: dir.path().join("state.db"),
             world,
             _dir: Arc::new(dir),
@@ -73,7 +75,7 @@ impl Lab {
             guests: Arc::<Guests>::clone(&self.guests),
             ids: Arc::default(),
         };
-        let settings = EngineConfig { default_backend: "sim".parse().unwrap(), ..EngineConfig::default() };
+        let settings = self.settings.clone();
         self.world.run(async move { Engine::start(settings, seams, store, vec![backend], received).await.unwrap() })
     }
 

@@ -87,6 +87,11 @@ impl Executions<'_> {
         history::page(self.0, TABLE, &columns, after.map(|id| id.to_string()), limit).await
     }
 
+    /// Whether any ended before `before`.
+    pub async fn any_ended_before(&self, before: Timestamp) -> Result<bool, StoreError> {
+        history::any_ended_before(self.0, TABLE, before).await
+    }
+
     /// Removes at most `limit` that ended before `before`; how many it was.
     pub async fn prune(&self, before: Timestamp, limit: u64) -> Result<u64, StoreError> {
         history::prune(self.0, TABLE, before, limit).await
